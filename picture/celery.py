@@ -1,0 +1,79 @@
+"""The Celery app: broker, queues, routes and the beat."""
+
+import os
+import sys
+from typing import Any
+
+from celery import Celery
+from celery.signals import task_prerun
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "picture.settings")
+
+from django.conf import settings
+from django.db import close_old_connections
+
+
+def celery_url(redis_url: str) -> str:
+    """Celery's spelling of a Redis URL: it calls a Unix socket `redis+socket`."""
+    if redis_url.startswith("unix://"):
+        return redis_url.replace("unix://", "redis+socket://", 1).replace("?db=", "?virtual_host=")
+    return redis_url
+
+
+BROKER_URL = celery_url(settings.REDIS_URL)
+
+app = Celery("picture", include=["worker.tasks"])
+app.conf.update(
+    broker_url=BROKER_URL,
+    result_backend=BROKER_URL,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_connection_timeout=2,
+    broker_transport_options={
+        # Must outlast the longest task and every countdown, or a second copy starts.
+        "visibility_timeout": 300,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        "socket_connect_timeout": 2,
+        # Longer than the broker's blocking read, which redis-py's own 5 s would cut short.
+        "socket_timeout": 30,
+        "socket_keepalive": True,
+    },
+    redis_socket_connect_timeout=2,
+    redis_socket_timeout=30,
+    redis_retry_on_timeout=True,
+    task_serializer="json",
+    result_serializer="json",
+    accept_content=["json"],
+    timezone="UTC",
+    # Only chord parts are kept, and only until their chord is done.
+    task_ignore_result=True,
+    result_expires=86_400,
+    result_chord_expires=7 * 86_400,
+    # A task whose worker dies runs again; the rows decide whether there is still something to do.
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=1,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+    worker_soft_shutdown_timeout=10,
+    worker_hijack_root_logger=False,
+    task_default_queue="control",
+    task_routes={
+        "work.generate": {"queue": "generate"},
+        "work.download": {"queue": "download"},
+        "work.*": {"queue": "control"},
+    },
+    beat_schedule={
+        "dispatch": {"task": "work.dispatch", "schedule": 1.0, "options": {"expires": 5}},
+        "sweep": {"task": "work.sweep", "schedule": 5.0, "options": {"expires": 10}},
+    },
+    # Connections are kept between tasks and checked before each one, see below.
+    CELERY_DB_REUSE_MAX=sys.maxsize,
+)
+
+
+@task_prerun.connect
+def drop_unusable_connections(**_: Any) -> None:
+    close_old_connections()

@@ -1,0 +1,68 @@
+"""Is this process alive; can the system take and do work."""
+
+import uuid
+from collections.abc import Callable
+
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.db import connection
+from django.http import HttpRequest, JsonResponse
+from django.views.decorators.cache import never_cache
+
+from picture.celery import app
+
+BROKER_TIMEOUT_S = 1
+WORKERS_TIMEOUT_S = 1.0
+
+
+@never_cache
+def live(request: HttpRequest) -> JsonResponse:
+    return JsonResponse({"status": "ok"})
+
+
+def _database() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def _broker() -> None:
+    with app.connection_for_read() as broker:
+        broker.ensure_connection(max_retries=1, timeout=BROKER_TIMEOUT_S)
+
+
+def _storage() -> None:
+    name = default_storage.save(f"health/{uuid.uuid4()}", ContentFile(b"ok"))
+    default_storage.delete(name)
+
+
+def _workers() -> None:
+    served: set[str] = set()
+    queues = app.control.inspect(timeout=WORKERS_TIMEOUT_S).active_queues() or {}
+    for worker_queues in queues.values():
+        served |= {queue["name"] for queue in worker_queues}
+    if missing := {"generate", "download", "control"} - served:
+        raise RuntimeError(f"no worker serves {', '.join(sorted(missing))}")
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "database": _database,
+    "broker": _broker,
+    "storage": _storage,
+    "workers": _workers,
+}
+
+
+@never_cache
+def ready(request: HttpRequest) -> JsonResponse:
+    """200 when all parts answer, 503 with the reasons when one does not."""
+    checks = {}
+    for name, check in CHECKS.items():
+        try:
+            check()
+            checks[name] = "ok"
+        except Exception as error:  # whatever keeps a part from answering is the finding
+            checks[name] = f"{type(error).__name__}: {error}"[:200]
+    ok = all(result == "ok" for result in checks.values())
+    return JsonResponse(
+        {"status": "ok" if ok else "unavailable", "checks": checks}, status=200 if ok else 503
+    )

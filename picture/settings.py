@@ -1,0 +1,329 @@
+"""All configuration, from the environment. The only module that reads it.
+
+A missing or malformed value stops the process with one line that names the variable.
+"""
+
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import environ
+
+from picture import embedded
+
+T = TypeVar("T")
+
+
+def refuse(name: str, reason: str) -> NoReturn:
+    sys.exit(f"picture: {name} {reason}")
+
+
+def text(name: str, default: str = "") -> str:
+    return os.environ.get(name, "").strip() or default
+
+
+def read(name: str, parse: Callable[[str], T], default: T, *, form: str) -> T:
+    """The parsed value of a variable; unset or empty means `default`."""
+    value = text(name)
+    if not value:
+        return default
+    try:
+        return parse(value)
+    except ValueError:
+        refuse(name, f"must be {form}")
+
+
+def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not minimum <= (number := int(value)) <= maximum:
+            raise ValueError
+        return number
+
+    return parse
+
+
+def boolean(value: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True}
+    words |= {"0": False, "false": False, "no": False, "off": False}
+    if value.lower() not in words:
+        raise ValueError
+    return words[value.lower()]
+
+
+def names(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def delays(value: str) -> list[float]:
+    parsed = [float(part) for part in value.split(",")]
+    if any(not 0 <= delay <= 86_400 for delay in parsed):
+        raise ValueError
+    return parsed
+
+
+def http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError
+    return value.rstrip("/")
+
+
+# --- Where things are ------------------------------------------------------------------------
+BASE_DIR = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(text("PICTURE_DATA_DIR", str(BASE_DIR / "data"))).expanduser().absolute()
+DEBUG = read("DEBUG", boolean, False, form="on or off")
+
+# --- PostgreSQL and Redis: our own under DATA_DIR unless the environment names others ----------
+EMBEDDED_POSTGRES = not text("DATABASE_URL")
+EMBEDDED_REDIS = not text("REDIS_URL")
+_embedded = embedded.urls(DATA_DIR)
+
+
+def postgres(url: str) -> dict[str, Any]:
+    if urlsplit(url).scheme not in ("postgres", "postgresql"):
+        raise ValueError
+    parsed: dict[str, Any] = environ.Env.db_url_config(url)
+    if not parsed.get("NAME"):
+        raise ValueError
+    # Kept open between requests and tasks, looked at once before each is served.
+    return parsed | {"CONN_MAX_AGE": 300, "CONN_HEALTH_CHECKS": True}
+
+
+def redis(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
+        raise ValueError
+    return url
+
+
+DATABASES = {
+    "default": read(
+        "DATABASE_URL",
+        postgres,
+        postgres(_embedded.database_url),
+        form="like postgresql://user:password@host:5432/name",
+    )
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+REDIS_URL = read(
+    "REDIS_URL",
+    redis,
+    _embedded.redis_url,
+    form="like redis://host:6379/0 or unix:///path?db=0",
+)
+CACHES = {
+    "default": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": REDIS_URL,
+        "KEY_PREFIX": "picture",
+        # A broker that is away costs a request milliseconds, not the client's patience.
+        "OPTIONS": {"socket_connect_timeout": 1, "socket_timeout": 2},
+    }
+}
+
+# --- Secrets and hosts -----------------------------------------------------------------------
+
+
+def local_secret_key() -> str:
+    """The data folder's own key, made on first use."""
+    path = DATA_DIR / "secret_key"
+    try:
+        if not path.exists():
+            DATA_DIR.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(f".{os.getpid()}")
+            draft.touch(mode=0o600)
+            draft.write_text(secrets.token_urlsafe(50))
+            # Of two processes that start together, the first to link decides for both.
+            try:
+                path.hardlink_to(draft)
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        return path.read_text()
+    except OSError as error:
+        refuse("PICTURE_DATA_DIR", f"is not usable: {DATA_DIR}: {error.strerror}")
+
+
+SECRET_KEY = text("SECRET_KEY")
+if not SECRET_KEY:
+    if not EMBEDDED_POSTGRES and not DEBUG:
+        refuse("SECRET_KEY", "must be set where DATABASE_URL is")
+    SECRET_KEY = local_secret_key()
+
+PUBLIC_URL = read("PUBLIC_URL", http_url, "", form="an http or https URL")
+ALLOWED_HOSTS = names(text("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]"))
+CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = PUBLIC_URL.startswith("https://")
+SECURE_HSTS_SECONDS = 31_536_000 if PUBLIC_URL.startswith("https://") else 0
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+
+# --- Providers -------------------------------------------------------------------------------
+REPLICATE_API_TOKEN = text("REPLICATE_API_TOKEN")
+REPLICATE_BASE_URL = read(
+    "REPLICATE_BASE_URL", http_url, "https://api.replicate.com", form="an http or https URL"
+)
+PROVIDER_OUTPUT_HOSTS = names(text("PROVIDER_OUTPUT_HOSTS"))
+
+# --- Limits ----------------------------------------------------------------------------------
+MAX_PARALLEL_PER_USER = read(
+    "MAX_PARALLEL_PER_USER", whole_number(1, 10_000), 3, form="a whole number from 1 to 10000"
+)
+MAX_PARALLEL_GLOBAL = read(
+    "MAX_PARALLEL_GLOBAL", whole_number(1, 10_000), 20, form="a whole number from 1 to 10000"
+)
+# What each provider's pool starts with; from then on the row is the operator's to change.
+# Replicate takes 600 new predictions a minute and lets short bursts pass.
+PROVIDER_POOLS = {"replicate": {"capacity": 1_000, "rate_per_s": 10.0, "burst": 60, "tokens": 60}}
+MAX_BATCH_SIZE = read(
+    "MAX_BATCH_SIZE", whole_number(1, 10_000), 25, form="a whole number from 1 to 10000"
+)
+RETRY_DELAYS = read(
+    "RETRY_DELAYS",
+    delays,
+    [5.0, 15.0, 30.0],
+    form="seconds from 0 to 86400 separated by commas, such as 5,15,30",
+)
+GENERATION_DEADLINE = read(
+    "GENERATION_DEADLINE", whole_number(5, 86_400), 600, form="seconds from 5 to 86400"
+)
+LEASE_SECONDS = read("LEASE_SECONDS", whole_number(1, 86_400), 60, form="seconds from 1 to 86400")
+MAX_BODY_BYTES = 1_000_000
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
+MAX_OUTPUT_BYTES = 64 * 1024 * 1024
+MAX_OUTPUT_PIXELS = 40_000_000
+
+# --- Files -----------------------------------------------------------------------------------
+MEDIA_ROOT = DATA_DIR / "media"
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+# Serves the admin's and the API pages' assets out of their packages; no collectstatic step.
+WHITENOISE_USE_FINDERS = True
+STORAGE_BUCKET = text("STORAGE_BUCKET")
+if STORAGE_BUCKET:
+    _media: dict[str, Any] = {
+        "BACKEND": "storages.backends.s3.S3Storage",
+        "OPTIONS": {
+            "bucket_name": STORAGE_BUCKET,
+            "endpoint_url": read(
+                "STORAGE_ENDPOINT_URL", http_url, None, form="an http or https URL"
+            ),
+            "access_key": text("AWS_ACCESS_KEY_ID") or None,
+            "secret_key": text("AWS_SECRET_ACCESS_KEY") or None,
+            "default_acl": "private",
+            "file_overwrite": True,
+        },
+    }
+else:
+    # A download that is run again writes its own key again instead of leaving a second file.
+    _media = {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": MEDIA_ROOT, "allow_overwrite": True},
+    }
+STORAGES = {
+    "default": _media,
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+
+# --- Django ----------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "django_filters",
+    "knox",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "drf_standardized_errors",
+    "picture",
+    "batches",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "picture.urls"
+WSGI_APPLICATION = None
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+USE_TZ = True
+TIME_ZONE = "UTC"
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    # Django logs every 4xx as a warning; the client has been told already.
+    "loggers": {"django.request": {"level": "ERROR"}},
+}
+
+# --- API -------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "batches.api.authentication.BearerAuthentication",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["batches.api.parsers.BoundedJSONParser"],
+    "DEFAULT_FILTER_BACKENDS": ["django_filters.rest_framework.DjangoFilterBackend"],
+    "DEFAULT_SCHEMA_CLASS": "batches.api.schema.ProblemAutoSchema",
+    "EXCEPTION_HANDLER": "batches.api.errors.problem_response",
+    "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+REST_KNOX = {"AUTH_HEADER_PREFIX": "Bearer", "TOKEN_PREFIX": "pic_", "TOKEN_TTL": None}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Picture",
+    "DESCRIPTION": "Batches of prompts in, stored and verified images out.",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "BatchStatus": "batches.models.BatchStatus",
+        "GenerationStatus": "batches.models.GenerationStatus",
+    },
+}

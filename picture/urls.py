@@ -1,0 +1,20 @@
+from django.contrib import admin
+from django.urls import include, path
+from django.views.generic import RedirectView
+
+from picture import health
+
+admin.site.site_header = admin.site.site_title = "Picture"
+admin.site.index_title = "Batches, images and the queue"
+
+urlpatterns = [
+    path("", RedirectView.as_view(pattern_name="docs")),
+    path("admin/", admin.site.urls),
+    path("api/", include("batches.api.urls")),
+    path("health/live", health.live),
+    path("health/ready", health.ready),
+]
+
+handler400 = "batches.api.errors.bad_request"
+handler404 = "batches.api.errors.not_found"
+handler500 = "batches.api.errors.server_error"
