@@ -1,0 +1,126 @@
+"""Errors as RFC 9457 problem details: the only place that knows HTTP status codes.
+
+    {type, title, status, detail, code, errors: [{field, code, detail, allowed?}], request_id}
+
+Source: RFC 9457, read 2026-11-20
+"""
+
+import uuid
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from drf_standardized_errors.formatter import ExceptionFormatter
+from drf_standardized_errors.handler import ExceptionHandler
+from drf_standardized_errors.types import ErrorResponse
+from rest_framework.exceptions import APIException, ErrorDetail, ParseError, ValidationError
+from rest_framework.response import Response
+
+from batches.intake import Problem
+
+CONTENT_TYPE = "application/problem+json"
+
+
+class InvalidRequest(APIException):
+    """A request that was understood and cannot be done as it is."""
+
+    status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+    default_code = "invalid"
+    default_detail = "The request has fields that cannot be accepted."
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__()
+        self.problems = problems
+
+
+def problem(
+    *, status: int, code: str, detail: str, errors: Sequence[dict[str, Any]] = (), request_id: str
+) -> dict[str, Any]:
+    return {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": int(status),
+        "detail": detail,
+        "code": code,
+        "errors": list(errors),
+        "request_id": request_id,
+    }
+
+
+class _Formatter(ExceptionFormatter):
+    def get_errors(self) -> list[Any]:
+        return [] if isinstance(self.exc, InvalidRequest) else super().get_errors()
+
+    def format_error_response(self, error_response: ErrorResponse) -> dict[str, Any]:
+        exc = self.exc
+        if isinstance(exc, InvalidRequest):
+            errors = [
+                {"field": p.field, "code": p.code, "detail": p.detail}
+                | ({"allowed": p.allowed} if p.allowed is not None else {})
+                for p in exc.problems
+            ]
+            code, detail = exc.default_code, str(exc.detail)
+        elif isinstance(exc, ValidationError):
+            errors = [
+                {"field": e.attr, "code": e.code, "detail": e.detail} for e in error_response.errors
+            ]
+            code, detail = InvalidRequest.default_code, InvalidRequest.default_detail
+        else:
+            errors = []
+            code, detail = error_response.errors[0].code, error_response.errors[0].detail
+        return problem(
+            status=exc.status_code,
+            code=code,
+            detail=detail,
+            errors=errors,
+            request_id=str(uuid.uuid4()),
+        )
+
+
+class _Handler(ExceptionHandler):
+    def convert_known_exceptions(self, exc: Exception) -> Exception:
+        exc = super().convert_known_exceptions(exc)
+        if isinstance(exc, ValidationError):
+            exc.status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+        elif isinstance(exc, ParseError) and exc.get_codes() == ParseError.default_code:
+            exc.detail = ErrorDetail(str(exc.detail), code="invalid_json")
+        return exc
+
+    def format_exception(self, exc: APIException) -> dict[str, Any]:
+        formatted: dict[str, Any] = _Formatter(exc, self.context, self.exc).run()
+        return formatted
+
+    def get_response(self, exc: APIException, data: dict[str, Any]) -> Response:
+        response = super().get_response(exc, data)
+        response.content_type = CONTENT_TYPE
+        response["X-Request-ID"] = data["request_id"]
+        return response
+
+
+def problem_response(exc: Exception, context: Any) -> Response | None:
+    """The EXCEPTION_HANDLER of the API."""
+    response: Response | None = _Handler(exc, context).run()
+    return response
+
+
+def _plain(request: HttpRequest, status: HTTPStatus, code: str, detail: str) -> HttpResponse:
+    request_id = str(uuid.uuid4())
+    body = problem(status=status, code=code, detail=detail, request_id=request_id)
+    return JsonResponse(
+        body, status=status, content_type=CONTENT_TYPE, headers={"X-Request-ID": request_id}
+    )
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _plain(request, HTTPStatus.BAD_REQUEST, "bad_request", "The request is malformed.")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    return _plain(request, HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this address.")
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    return _plain(
+        request, HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong on our side."
+    )

@@ -1,0 +1,45 @@
+"""What every operation of the schema has in common."""
+
+from typing import Any, Literal
+
+from drf_spectacular.openapi import AutoSchema
+
+from batches.api.errors import CONTENT_TYPE
+
+_DESCRIPTIONS = {
+    "400": "The body is not valid JSON, or a query parameter is malformed.",
+    "401": "No valid token.",
+    "404": "There is no such object, or it is not yours.",
+    "413": "The body is too large.",
+    "415": "The body is not JSON.",
+    "422": "Fields that cannot be accepted, each named in `errors`.",
+}
+
+
+class ProblemAutoSchema(AutoSchema):
+    """Adds the problem details that an operation may answer with."""
+
+    def _get_response_bodies(
+        self, direction: Literal["request", "response"] = "response"
+    ) -> dict[str, Any]:
+        # The decorators in that module look this class up.
+        from batches.api.serializers import ProblemSerializer
+
+        responses: dict[str, Any] = super()._get_response_bodies(direction)
+        codes = ["401"]
+        if "{" in self.path:
+            codes.append("404")
+        if self.method in ("POST", "PUT", "PATCH"):
+            codes += ["400", "413", "415", "422"]
+        elif self._is_list_view():
+            codes.append("422")
+        problem = self.resolve_serializer(ProblemSerializer, "response").ref
+        for code in sorted(codes):
+            responses.setdefault(
+                code,
+                {
+                    "content": {CONTENT_TYPE: {"schema": problem}},
+                    "description": _DESCRIPTIONS[code],
+                },
+            )
+        return responses

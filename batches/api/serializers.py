@@ -1,0 +1,462 @@
+"""The API's shapes: what is taken, strictly, and what is given."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail
+
+from batches.api.files import signed_url
+from batches.intake import DEFAULT_MODEL, PromptAsked
+from batches.models import (
+    BATCH_TERMINAL,
+    PRIORITY_BATCH,
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    PRIORITY_SINGLE,
+    Batch,
+    BatchStatus,
+    Generation,
+    GenerationStatus,
+    Image,
+)
+from generation.catalogue import PROMPT_MAX_LENGTH
+
+METADATA_MAX_BYTES = 4_096
+JSON_OBJECT = {"type": "object", "additionalProperties": True}
+
+# --- What is taken ------------------------------------------------------------------------------
+
+
+class TextField(serializers.CharField):
+    """A string, and nothing that could be made into one."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class WholeNumberField(serializers.IntegerField):
+    def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, bool) or not isinstance(data, int):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+@extend_schema_field(JSON_OBJECT)
+class ObjectField(serializers.JSONField):
+    """A JSON object of at most `METADATA_MAX_BYTES`."""
+
+    default_error_messages = {  # noqa: RUF012  (the base class's form)
+        "not_an_object": "Must be an object.",
+        "too_large": f"May be at most {METADATA_MAX_BYTES} bytes of JSON.",
+        "not_finite": "Numbers must be finite.",
+    }
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, dict):
+            self.fail("not_an_object")
+        try:
+            size_bytes = len(json.dumps(data, allow_nan=False).encode())
+        except ValueError:
+            self.fail("not_finite")
+        if size_bytes > METADATA_MAX_BYTES:
+            self.fail("too_large")
+        return super().to_internal_value(data)
+
+
+class StrictSerializer(serializers.Serializer):
+    """Refuses fields that it does not know: a misspelt option must not be dropped silently."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping) and (unknown := set(data) - set(self.fields)):
+            known = ", ".join(self.fields)
+            raise serializers.ValidationError(
+                {
+                    name: [ErrorDetail(f"Unknown field; known are {known}.", code="unknown_field")]
+                    for name in sorted(unknown)
+                }
+            )
+        return super().to_internal_value(data)
+
+
+class SettingsSerializer(StrictSerializer):
+    """How to make a picture, in one vocabulary for all models; see `GET models/` for each."""
+
+    model = TextField(required=False, max_length=200, help_text=f"Default `{DEFAULT_MODEL}`.")
+    width = WholeNumberField(required=False, min_value=1, max_value=16_384, help_text="Pixels.")
+    height = WholeNumberField(required=False, min_value=1, max_value=16_384, help_text="Pixels.")
+    aspect_ratio = TextField(required=False, max_length=20, help_text="Such as `16:9`.")
+    steps = WholeNumberField(required=False, min_value=1, max_value=1_000)
+    guidance_scale = serializers.FloatField(required=False, min_value=0, max_value=100)
+    output_format = TextField(required=False, max_length=10, help_text="`webp`, `png` or `jpg`.")
+    output_quality = WholeNumberField(required=False, min_value=0, max_value=100)
+    parameters = ObjectField(
+        required=False, help_text="The model's further parameters by their own names."
+    )
+
+
+class PromptSerializer(StrictSerializer):
+    text = TextField(max_length=PROMPT_MAX_LENGTH)
+    name = TextField(required=False, default="", allow_blank=True, max_length=200)
+    negative_prompt = TextField(
+        required=False, default="", allow_blank=True, max_length=PROMPT_MAX_LENGTH
+    )
+    seed = WholeNumberField(required=False, default=None, min_value=0, max_value=2**32 - 1)
+    custom_id = TextField(required=False, default="", allow_blank=True, max_length=200)
+    metadata = ObjectField(required=False, default=dict)
+    settings = SettingsSerializer(required=False, default=dict)
+
+
+class NewBatchSerializer(StrictSerializer):
+    """Either `prompts`, or `prompt` with `count` for variations of one."""
+
+    name = TextField(required=False, default="", allow_blank=True, max_length=200)
+    prompts = serializers.ListField(child=PromptSerializer(), required=False, allow_empty=False)
+    prompt = TextField(required=False, max_length=PROMPT_MAX_LENGTH)
+    count = WholeNumberField(required=False, min_value=1)
+    seed = WholeNumberField(
+        required=False,
+        min_value=0,
+        max_value=2**32 - 1,
+        help_text="With `prompt`: of the first variation; the others get random ones.",
+    )
+    style = TextField(  # type: ignore[assignment]
+        required=False, default="", allow_blank=True, max_length=100
+    )
+    genre = TextField(required=False, default="", allow_blank=True, max_length=100)
+    settings = SettingsSerializer(required=False, default=dict)
+    priority = WholeNumberField(
+        required=False, default=PRIORITY_BATCH, min_value=PRIORITY_MIN, max_value=PRIORITY_MAX
+    )
+    tags = serializers.ListField(
+        child=TextField(max_length=50), required=False, default=list, max_length=20
+    )
+
+    def to_internal_value(self, data: Any) -> Any:
+        # Told before the items are looked at: a list of thousands is refused by its length.
+        prompts = data.get("prompts") if isinstance(data, Mapping) else None
+        if isinstance(prompts, list):
+            self._limit("prompts", len(prompts))
+        return super().to_internal_value(data)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "prompts" in attrs:
+            for name in ("prompt", "count", "seed"):
+                if name in attrs:
+                    _refuse(name, "conflict", f"`{name}` cannot be combined with `prompts`.")
+        elif "prompt" not in attrs:
+            _refuse("prompts", "required", "One of `prompts` and `prompt` is required.")
+        else:
+            self._limit("count", attrs.get("count", 1))
+        return attrs
+
+    def _limit(self, name: str, size: int) -> None:
+        limit = settings.MAX_BATCH_SIZE
+        if size > limit:
+            _refuse(name, "too_many", f"A batch may have at most {limit} prompts, not {size}.")
+
+    def asked(self) -> list[PromptAsked]:
+        data = self.validated_data
+        if "prompts" in data:
+            return [PromptAsked(**prompt) for prompt in data["prompts"]]
+        first = PromptAsked(text=data["prompt"], seed=data.get("seed"))
+        others = PromptAsked(text=data["prompt"])
+        return [first] + [others] * (data.get("count", 1) - 1)
+
+
+FLAT_SETTINGS = ("width", "height", "aspect_ratio", "steps", "guidance_scale", "output_format")
+
+
+class NewGenerationSerializer(StrictSerializer):
+    """`settings` as in a batch, or the same fields flat, with `model_id` for the model."""
+
+    prompt = TextField(max_length=PROMPT_MAX_LENGTH)
+    name = TextField(required=False, default="", allow_blank=True, max_length=200)
+    negative_prompt = TextField(
+        required=False, default="", allow_blank=True, max_length=PROMPT_MAX_LENGTH
+    )
+    seed = WholeNumberField(required=False, default=None, min_value=0, max_value=2**32 - 1)
+    custom_id = TextField(required=False, default="", allow_blank=True, max_length=200)
+    metadata = ObjectField(required=False, default=dict)
+    style = TextField(  # type: ignore[assignment]
+        required=False, default="", allow_blank=True, max_length=100
+    )
+    genre = TextField(required=False, default="", allow_blank=True, max_length=100)
+    priority = WholeNumberField(
+        required=False, default=PRIORITY_SINGLE, min_value=PRIORITY_MIN, max_value=PRIORITY_MAX
+    )
+    settings = SettingsSerializer(required=False)
+    model_id = TextField(required=False, max_length=200)
+    width = WholeNumberField(required=False, min_value=1, max_value=16_384)
+    height = WholeNumberField(required=False, min_value=1, max_value=16_384)
+    aspect_ratio = TextField(required=False, max_length=20)
+    steps = WholeNumberField(required=False, min_value=1, max_value=1_000)
+    guidance_scale = serializers.FloatField(required=False, min_value=0, max_value=100)
+    output_format = TextField(required=False, max_length=10)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        flat = {name: attrs.pop(name) for name in FLAT_SETTINGS if name in attrs}
+        if "model_id" in attrs:
+            flat["model"] = attrs.pop("model_id")
+        if flat and "settings" in attrs:
+            given = "model_id" if "model" in flat else next(iter(flat))
+            _refuse(given, "conflict", f"`{given}` cannot be combined with `settings`.")
+        attrs.setdefault("settings", flat)
+        return attrs
+
+    def asked(self) -> PromptAsked:
+        data = self.validated_data
+        return PromptAsked(
+            text=data["prompt"],
+            **{
+                name: data[name]
+                for name in ("negative_prompt", "seed", "name", "custom_id", "metadata")
+            },
+        )
+
+
+def _refuse(name: str, code: str, detail: str) -> None:
+    raise serializers.ValidationError({name: [ErrorDetail(detail, code=code)]})
+
+
+# --- What is given ------------------------------------------------------------------------------
+
+
+class ErrorSerializer(serializers.Serializer):
+    code = serializers.CharField()
+    message = serializers.CharField()
+
+
+class ItemImageSerializer(serializers.Serializer):
+    """URLs are signed and expire; ask again for fresh ones."""
+
+    id = serializers.UUIDField()
+    url = serializers.URLField()
+    thumbnail_url = serializers.URLField()
+    width = serializers.IntegerField(help_text="Pixels.")
+    height = serializers.IntegerField(help_text="Pixels.")
+    format = serializers.CharField(help_text="As found in the bytes.")
+    size_bytes = serializers.IntegerField()
+    sha256 = serializers.CharField()
+
+
+class ItemSerializer(serializers.ModelSerializer):
+    """One generation of a batch, in the batch's order."""
+
+    status = serializers.ChoiceField(GenerationStatus.choices, read_only=True)
+    error = serializers.SerializerMethodField()
+    attempts = serializers.IntegerField(source="attempt_count", read_only=True)
+    image = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Generation
+        fields = (
+            "id",
+            "index",
+            "name",
+            "custom_id",
+            "status",
+            "progress",
+            "prompt",
+            "negative_prompt",
+            "seed",
+            "error",
+            "attempts",
+            "image",
+            "version",
+        )
+        read_only_fields = fields
+
+    @extend_schema_field(ErrorSerializer(allow_null=True))
+    def get_error(self, generation: Generation) -> dict[str, str] | None:
+        if not generation.error_code:
+            return None
+        return {"code": generation.error_code, "message": generation.error_message}
+
+    @extend_schema_field(ItemImageSerializer(allow_null=True))
+    def get_image(self, generation: Generation) -> dict[str, Any] | None:
+        rows = getattr(generation, "image_rows", [])
+        if not rows:
+            return None
+        row = rows[0]
+        base_url = self.context["base_url"]
+        return {
+            "id": row["id"],
+            "url": signed_url(base_url, row["id"], "file"),
+            "thumbnail_url": signed_url(base_url, row["id"], "thumbnail"),
+            **{name: row[name] for name in ("width", "height", "format", "size_bytes", "sha256")},
+        }
+
+
+class GenerationSerializer(ItemSerializer):
+    """One generation with all that is known of it."""
+
+    batch_id = serializers.UUIDField(allow_null=True, read_only=True)
+    provider_id = serializers.CharField(
+        allow_null=True, read_only=True, help_text="The provider's id of the latest attempt."
+    )
+    seconds = serializers.SerializerMethodField(help_text="From the first start to the end.")
+
+    class Meta(ItemSerializer.Meta):
+        fields = (  # type: ignore[assignment]
+            *ItemSerializer.Meta.fields,
+            "batch_id",
+            "final_prompt",
+            "model",
+            "settings",
+            "input",
+            "metadata",
+            "priority",
+            "provider",
+            "provider_id",
+            "cost_usd",
+            "seconds",
+            "created_at",
+            "not_before",
+            "started_at",
+            "downloading_at",
+            "finished_at",
+        )
+        read_only_fields = fields  # type: ignore[assignment]
+
+    def get_seconds(self, generation: Generation) -> float | None:
+        if generation.started_at is None or generation.finished_at is None:
+            return None
+        return round((generation.finished_at - generation.started_at).total_seconds(), 3)
+
+
+class BatchSerializer(serializers.ModelSerializer):
+    """A batch with its generations, in order."""
+
+    status = serializers.ChoiceField(BatchStatus.choices, read_only=True)
+    progress = serializers.IntegerField(read_only=True, help_text="Percent that has ended.")
+    eta_seconds = serializers.SerializerMethodField(
+        help_text="At the pace so far; null until the first has ended, and at the end."
+    )
+    items = ItemSerializer(source="generations", many=True, read_only=True)
+
+    class Meta:
+        model = Batch
+        fields = (
+            "id",
+            "name",
+            "status",
+            "total_count",
+            "completed_count",
+            "failed_count",
+            "cancelled_count",
+            "progress",
+            "eta_seconds",
+            "cost_usd",
+            "settings",
+            "style",
+            "genre",
+            "tags",
+            "priority",
+            "created_at",
+            "started_at",
+            "finished_at",
+            "version",
+            "items",
+        )
+        read_only_fields = fields
+
+    def get_eta_seconds(self, batch: Batch) -> int | None:
+        if batch.status in BATCH_TERMINAL or not batch.started_at or not batch.ended_count:
+            return None
+        elapsed_s = (timezone.now() - batch.started_at).total_seconds()
+        left = batch.total_count - batch.ended_count
+        return max(0, round(elapsed_s * left / batch.ended_count))
+
+
+class ImageSerializer(serializers.ModelSerializer):
+    url = serializers.SerializerMethodField()
+    thumbnail_url = serializers.SerializerMethodField()
+    generation_id = serializers.UUIDField(read_only=True)
+    batch_id = serializers.UUIDField(source="generation.batch_id", allow_null=True, read_only=True)
+    prompt = serializers.CharField(source="generation.prompt", read_only=True)
+    model = serializers.CharField(source="generation.model", read_only=True)
+    seed = serializers.IntegerField(source="generation.seed", allow_null=True, read_only=True)
+
+    class Meta:
+        model = Image
+        fields = (
+            "id",
+            "generation_id",
+            "batch_id",
+            "index",
+            "url",
+            "thumbnail_url",
+            "width",
+            "height",
+            "format",
+            "size_bytes",
+            "sha256",
+            "prompt",
+            "model",
+            "seed",
+            "created_at",
+        )
+        read_only_fields = fields
+
+    def get_url(self, image: Image) -> str:
+        return signed_url(self.context["base_url"], image.pk, "file")
+
+    def get_thumbnail_url(self, image: Image) -> str:
+        return signed_url(self.context["base_url"], image.pk, "thumbnail")
+
+
+class ModelSerializer(serializers.Serializer):
+    """One model of the catalogue, with all that a form for it needs."""
+
+    id = serializers.CharField()
+    provider = serializers.CharField()
+    display_name = serializers.CharField()
+    family = serializers.CharField()
+    available = serializers.BooleanField()
+    unavailable_reason = serializers.CharField(help_text="Empty when available.")
+    status = serializers.CharField()
+    status_note = serializers.CharField()
+    price_usd_per_image = serializers.CharField()
+    price_note = serializers.CharField()
+    est_seconds = serializers.FloatField(help_text="Usual run time, seconds.")
+    supports_seed = serializers.BooleanField()
+    supports_negative_prompt = serializers.BooleanField()
+    supports_free_size = serializers.BooleanField()
+    settings = serializers.DictField(
+        help_text="The common settings that it takes, with types and bounds."
+    )
+    parameters = serializers.DictField(help_text="Its further parameters by their own names.")
+    aspect_ratios = serializers.ListField(child=serializers.DictField())
+    sizes = serializers.ListField(child=serializers.DictField())
+
+
+class ModelListSerializer(serializers.Serializer):
+    next = serializers.CharField(allow_null=True)
+    previous = serializers.CharField(allow_null=True)
+    results = ModelSerializer(many=True)
+
+
+class ProblemFieldSerializer(serializers.Serializer):
+    field = serializers.CharField(allow_null=True, help_text="Dotted path in the request.")
+    code = serializers.CharField()
+    detail = serializers.CharField()
+    allowed = serializers.JSONField(required=False, help_text="What would be accepted.")
+
+
+class ProblemSerializer(serializers.Serializer):
+    """Problem details, RFC 9457."""
+
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    detail = serializers.CharField()
+    code = serializers.CharField()
+    errors = ProblemFieldSerializer(many=True)  # type: ignore[assignment]
+    request_id = serializers.CharField()

@@ -1,0 +1,30 @@
+from django.urls import URLPattern, URLResolver, include, path
+from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
+from rest_framework.routers import SimpleRouter
+
+from batches.api import views
+from batches.api.files import ImageFileView
+
+router = SimpleRouter(use_regex_path=False)
+router.register("batches", views.BatchView, basename="batch")
+router.register("generations", views.GenerationView, basename="generation")
+router.register("images", views.ImageView, basename="image")
+
+v1: list[URLPattern | URLResolver] = [
+    path("", include(router.urls)),
+    path("images/<uuid:pk>/file/", ImageFileView.as_view(part="file"), name="image-file"),
+    path(
+        "images/<uuid:pk>/thumbnail/",
+        ImageFileView.as_view(part="thumbnail"),
+        name="image-thumbnail",
+    ),
+    path("models/", views.ModelListView.as_view(), name="model-list"),
+    path("models/<str:owner>/<str:name>/", views.ModelView.as_view(), name="model-detail"),
+]
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("v1/", include(v1)),
+    path("schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("redoc/", SpectacularRedocView.as_view(url_name="schema"), name="redoc"),
+]

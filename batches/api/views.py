@@ -1,0 +1,293 @@
+"""The REST API of batches, generations, images and models."""
+
+import uuid
+from typing import Any
+
+from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
+from django.http import Http404
+from django_filters import rest_framework as filters
+from drf_spectacular.utils import (
+    OpenApiExample,
+    OpenApiParameter,
+    OpenApiResponse,
+    extend_schema,
+    extend_schema_view,
+)
+from rest_framework import mixins, status
+from rest_framework.generics import GenericAPIView
+from rest_framework.pagination import CursorPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
+
+from batches import lifecycle
+from batches.api.errors import InvalidRequest
+from batches.api.files import base_url
+from batches.api.serializers import (
+    BatchSerializer,
+    GenerationSerializer,
+    ImageSerializer,
+    ModelListSerializer,
+    ModelSerializer,
+    NewBatchSerializer,
+    NewGenerationSerializer,
+)
+from batches.intake import Problem, plan_generations, unavailable_reason
+from batches.models import (
+    Attempt,
+    Batch,
+    BatchStatus,
+    Generation,
+    GenerationStatus,
+    Image,
+)
+from generation.catalogue import Model, get_model, load_models
+
+SETTINGS_EXAMPLE = {"model": "black-forest-labs/flux-schnell", "aspect_ratio": "16:9"}
+
+
+class RecentFirst(CursorPagination):
+    """`?page_size=` up to 100; `next` and `previous` are complete addresses."""
+
+    ordering = ("-created_at", "-id")
+    page_size = 20
+    page_size_query_param = "page_size"
+    max_page_size = 100
+
+
+class StatusesFilter(filters.BaseInFilter, filters.ChoiceFilter):
+    """One status or several, separated by commas."""
+
+
+class CreatedFilter(filters.FilterSet):
+    created_after = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="gte")
+    created_before = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="lt")
+
+
+class BatchFilter(CreatedFilter):
+    status = StatusesFilter(choices=BatchStatus.choices)
+
+
+class GenerationFilter(CreatedFilter):
+    status = StatusesFilter(choices=GenerationStatus.choices)
+    batch = filters.UUIDFilter(field_name="batch_id")
+    model = filters.CharFilter(field_name="model")
+
+
+class ImageFilter(CreatedFilter):
+    batch = filters.UUIDFilter(field_name="generation__batch_id")
+    generation = filters.UUIDFilter(field_name="generation_id")
+    model = filters.CharFilter(field_name="generation__model")
+    format = filters.ChoiceFilter(choices=[(name, name) for name in ("webp", "png", "jpeg")])
+
+
+class OwnedView(GenericAPIView):
+    """Everything is scoped to its owner: what is not yours is not there."""
+
+    pagination_class = RecentFirst
+
+    def get_serializer_context(self) -> dict[str, Any]:
+        return {**super().get_serializer_context(), "base_url": base_url(self.request)}
+
+    @property
+    def owner_id(self) -> int:
+        assert self.request.user.pk is not None
+        return self.request.user.pk
+
+    def accepted(self, location: str, row: Any) -> Response:
+        return Response(
+            self.get_serializer(row).data,
+            status=status.HTTP_202_ACCEPTED,
+            headers={"Location": f"{base_url(self.request)}/api/v1/{location}/{row.pk}/"},
+        )
+
+
+@extend_schema_view(
+    list=extend_schema(summary="List your batches, newest first"),
+    retrieve=extend_schema(summary="Follow a batch with all its items"),
+)
+class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, GenericViewSet):
+    serializer_class = BatchSerializer
+    filterset_class = BatchFilter
+    queryset = Batch.objects.none()
+    lookup_value_converter = "uuid"
+
+    def get_queryset(self) -> QuerySet[Batch]:
+        items = Generation.objects.with_images().order_by("index")
+        return Batch.objects.owned_by(self.owner_id).prefetch_related(
+            Prefetch("generations", queryset=items)
+        )
+
+    @extend_schema(
+        summary="Submit a batch of prompts",
+        request=NewBatchSerializer,
+        responses={202: OpenApiResponse(BatchSerializer, description="Stored and in line.")},
+        examples=[
+            OpenApiExample(
+                "Prompts",
+                request_only=True,
+                value={
+                    "name": "Lighthouses",
+                    "prompts": [
+                        {"text": "A lighthouse at dawn", "seed": 7, "custom_id": "dawn"},
+                        {"text": "A lighthouse in a storm", "settings": {"aspect_ratio": "1:1"}},
+                    ],
+                    "settings": SETTINGS_EXAMPLE,
+                },
+            ),
+            OpenApiExample(
+                "Variations",
+                request_only=True,
+                value={
+                    "prompt": "A fox, flat vector art",
+                    "count": 4,
+                    "style": "retro",
+                    "settings": SETTINGS_EXAMPLE,
+                },
+            ),
+        ],
+    )
+    def create(self, request: Request) -> Response:
+        form = NewBatchSerializer(data=request.data)
+        form.is_valid(raise_exception=True)
+        data = form.validated_data
+        plan = plan_generations(
+            form.asked(),
+            data["settings"],
+            style=data["style"],
+            genre=data["genre"],
+            at="prompts.{}." if "prompts" in data else "",
+        )
+        batch = lifecycle.submit_batch(
+            owner_id=self.owner_id,
+            generations=accepted_plan(plan),
+            settings_asked=data["settings"],
+            **{name: data[name] for name in ("name", "style", "genre", "tags", "priority")},
+        )
+        return self.accepted("batches", batch)
+
+
+@extend_schema_view(
+    list=extend_schema(summary="List your generations, newest first"),
+    retrieve=extend_schema(summary="Follow one generation"),
+)
+class GenerationView(
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    OwnedView,
+    GenericViewSet,
+):
+    serializer_class = GenerationSerializer
+    filterset_class = GenerationFilter
+    queryset = Generation.objects.none()
+    lookup_value_converter = "uuid"
+
+    def get_queryset(self) -> QuerySet[Generation]:
+        latest = Attempt.objects.filter(generation=OuterRef("pk")).order_by("-number")
+        return (
+            Generation.objects.owned_by(self.owner_id)
+            .with_images()
+            .annotate(provider_id=Subquery(latest.values("provider_id")[:1]))
+        )
+
+    @extend_schema(
+        summary="Submit a single image",
+        request=NewGenerationSerializer,
+        responses={202: OpenApiResponse(GenerationSerializer, description="Stored and in line.")},
+        examples=[
+            OpenApiExample(
+                "Nested",
+                request_only=True,
+                value={"prompt": "A red bicycle", "seed": 7, "settings": SETTINGS_EXAMPLE},
+            ),
+            OpenApiExample(
+                "Flat",
+                request_only=True,
+                value={
+                    "prompt": "A red bicycle",
+                    "model_id": "black-forest-labs/flux-schnell",
+                    "width": 1024,
+                    "height": 1024,
+                },
+            ),
+        ],
+    )
+    def create(self, request: Request) -> Response:
+        form = NewGenerationSerializer(data=request.data)
+        form.is_valid(raise_exception=True)
+        data = form.validated_data
+        plan = plan_generations(
+            [form.asked()], data["settings"], style=data["style"], genre=data["genre"], at=""
+        )
+        generation = lifecycle.submit_generation(
+            owner_id=self.owner_id, generation=accepted_plan(plan)[0], priority=data["priority"]
+        )
+        return self.accepted("generations", generation)
+
+
+def accepted_plan(plan: Any) -> list[lifecycle.NewGeneration]:
+    """The plan, unless it is a list of problems."""
+    if isinstance(plan[0], Problem):
+        raise InvalidRequest(plan)
+    generations: list[lifecycle.NewGeneration] = plan
+    return generations
+
+
+@extend_schema_view(
+    list=extend_schema(summary="List your images, newest first"),
+    retrieve=extend_schema(summary="One image"),
+    destroy=extend_schema(summary="Delete an image and its files"),
+)
+class ImageView(
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    OwnedView,
+    GenericViewSet,
+):
+    serializer_class = ImageSerializer
+    filterset_class = ImageFilter
+    queryset = Image.objects.none()
+    lookup_value_converter = "uuid"
+
+    def get_queryset(self) -> QuerySet[Image]:
+        return Image.objects.owned_by(self.owner_id).select_related("generation")
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, pk: uuid.UUID) -> Response:
+        lifecycle.delete_image(image=self.get_object())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+def describe(model: Model) -> dict[str, Any]:
+    description = model.describe()
+    reason = unavailable_reason(model)
+    description["settings"] = description.pop("fields")
+    return {**description, "available": not reason, "unavailable_reason": reason}
+
+
+class ModelListView(APIView):
+    @extend_schema(
+        operation_id="v1_models_list",
+        summary="The catalogue of models",
+        responses=ModelListSerializer,
+    )
+    def get(self, request: Request) -> Response:
+        models = [describe(model) for model in load_models().values()]
+        return Response({"next": None, "previous": None, "results": models})
+
+
+class ModelView(APIView):
+    @extend_schema(
+        summary="One model",
+        responses=ModelSerializer,
+        parameters=[
+            OpenApiParameter("owner", str, OpenApiParameter.PATH),
+            OpenApiParameter("name", str, OpenApiParameter.PATH),
+        ],
+    )
+    def get(self, request: Request, owner: str, name: str) -> Response:
+        model = get_model(f"{owner}/{name}")
+        if model is None:
+            raise Http404
+        return Response(describe(model))

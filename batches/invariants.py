@@ -1,0 +1,194 @@
+"""What must hold at any moment, as queries that find what breaks it.
+
+Each takes one snapshot and may run on a live system. Files are looked up in storage, in pages.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.conf import settings
+from django.core.files.storage import default_storage
+from django.db import connection
+
+from batches.models import Image
+
+# Beyond its deadline a generation has this long to be stopped and ended.
+DEADLINE_GRACE = timedelta(seconds=120)
+MAX_EXAMPLES = 5
+PAGE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`broken` is how often the invariant does not hold, `examples` are some of the places."""
+
+    code: str
+    rule: str
+    broken: int
+    examples: list[str]
+
+
+def _rows(sql: str, params: dict[str, object] | None = None) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params or {})
+        return [" ".join(str(value) for value in row) for row in cursor.fetchall()]
+
+
+def _overdue() -> list[str]:
+    return _rows(
+        """
+        SELECT id, status FROM batches_generation
+        WHERE status IN ('processing', 'downloading')
+          AND started_at < now() - make_interval(secs => %(seconds)s)
+        """,
+        {"seconds": settings.GENERATION_DEADLINE + DEADLINE_GRACE.total_seconds()},
+    )
+
+
+def _submissions() -> list[str]:
+    return _rows(
+        """
+        SELECT generation_id, number FROM batches_attempt
+        WHERE (provider_id IS NULL) <> (submitted_at IS NULL)
+        UNION ALL
+        SELECT generation.id, generation.attempt_count FROM batches_generation generation
+        WHERE attempt_count <> (
+            SELECT count(*) FROM batches_attempt WHERE generation_id = generation.id)
+        """
+    )
+
+
+def _batch_counters() -> list[str]:
+    return _rows(
+        """
+        SELECT batch.id FROM batches_batch batch
+        JOIN LATERAL (
+            SELECT count(*) AS total,
+                   count(*) FILTER (WHERE status = 'completed') AS completed,
+                   count(*) FILTER (WHERE status = 'failed') AS failed,
+                   count(*) FILTER (WHERE status = 'cancelled') AS cancelled
+            FROM batches_generation WHERE batch_id = batch.id
+        ) rows ON true
+        WHERE (total_count, completed_count, failed_count, cancelled_count)
+           <> (rows.total, rows.completed, rows.failed, rows.cancelled)
+        """
+    )
+
+
+def _slots() -> list[str]:
+    return _rows(
+        """
+        SELECT 'lane running', owner_id FROM batches_lane lane
+        WHERE running <> (SELECT count(*) FROM batches_lease WHERE owner_id = lane.owner_id)
+        UNION ALL
+        SELECT 'lane queued', owner_id FROM batches_lane lane
+        WHERE queued <> (
+            SELECT count(*) FROM batches_generation
+            WHERE owner_id = lane.owner_id AND status = 'queued' AND not_before IS NULL)
+        UNION ALL
+        SELECT 'no lane', owner_id FROM batches_generation
+        WHERE status = 'queued' AND owner_id NOT IN (SELECT owner_id FROM batches_lane)
+        """
+    ) + _rows(
+        """
+        SELECT 'pool', name FROM batches_pool pool
+        WHERE running <> (
+            SELECT count(*) FROM batches_lease WHERE pool_id = pool.name OR pool.name = 'system')
+        UNION ALL
+        SELECT 'lease without work', generation_id::text FROM batches_lease
+        JOIN batches_generation generation ON generation.id = generation_id
+        WHERE generation.status <> 'processing'
+        UNION ALL
+        SELECT 'work without lease', id::text FROM batches_generation generation
+        WHERE status = 'processing'
+          AND NOT EXISTS (SELECT FROM batches_lease WHERE generation_id = generation.id)
+        """
+    )
+
+
+def _assets() -> list[str]:
+    return _rows(
+        """
+        SELECT id, status FROM batches_generation generation
+        WHERE (status = 'completed') <> (deleted_image_count > 0 OR EXISTS (
+            SELECT FROM batches_image WHERE generation_id = generation.id))
+        """
+    )
+
+
+def _stored_names() -> Iterator[str]:
+    """Every file in storage that belongs to an image."""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        subfolders, files = default_storage.listdir(folder)
+        folders += [f"{folder}/{name}".lstrip("/") for name in subfolders]
+        yield from (f"{folder}/{name}".lstrip("/") for name in files)
+
+
+def _files() -> list[str]:
+    """Files without a row, unless their generation may still be writing; rows without a file."""
+    broken = []
+    page: list[str] = []
+
+    def unknown(names: list[str]) -> list[str]:
+        return _rows(
+            """
+            SELECT 'orphan', name FROM unnest(%(names)s::text[]) AS name
+            WHERE NOT EXISTS (SELECT FROM batches_image WHERE file = name)
+              AND NOT EXISTS (SELECT FROM batches_image WHERE thumbnail = name)
+              AND NOT EXISTS (
+                SELECT FROM batches_generation
+                WHERE id::text = split_part(name, '/', 3) AND status = 'downloading')
+            """,
+            {"names": names},
+        )
+
+    try:
+        for name in _stored_names():
+            page.append(name)
+            if len(page) == PAGE:
+                broken += unknown(page)
+                page = []
+    except FileNotFoundError:
+        pass  # nothing was ever stored
+    broken += unknown(page)
+    for image in Image.objects.only("file", "thumbnail").iterator(chunk_size=PAGE):
+        for field in (image.file, image.thumbnail):
+            if not field.storage.exists(field.name):
+                broken.append(f"missing {field.name}")
+    return broken
+
+
+def _terminal() -> list[str]:
+    return _rows(
+        """
+        SELECT id, status FROM batches_batch
+        WHERE (status IN ('completed', 'partial', 'failed', 'cancelled'))
+           <> (finished_at IS NOT NULL)
+        UNION ALL
+        SELECT batch.id, batch.status FROM batches_batch batch
+        WHERE finished_at IS NOT NULL AND EXISTS (
+            SELECT FROM batches_generation
+            WHERE batch_id = batch.id
+              AND status IN ('pending', 'queued', 'processing', 'downloading'))
+        """
+    )
+
+
+CHECKS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
+    ("I1", "every started generation ends before its deadline", _overdue),
+    ("I2", "at most one submission per attempt, each on record", _submissions),
+    ("I3", "a batch's counters equal its rows", _batch_counters),
+    ("I4", "slots and lines equal leases and rows", _slots),
+    ("I5", "every completed generation has its image", _assets),
+    ("I5", "every image has its files, and every file its image", _files),
+    ("I8", "what has ended stays ended", _terminal),
+)
+
+
+def check() -> Iterator[Finding]:
+    for code, rule, find in CHECKS:
+        broken = find()
+        yield Finding(code, rule, len(broken), broken[:MAX_EXAMPLES])

@@ -1,0 +1,322 @@
+"""Who may run now.
+
+Waiting work is rows and nothing else. `admit` fills the free slots in one transaction: it locks
+the pools, takes lanes off the ring in order of `vtime`, and gives each generation it picks a
+lease. All admissions queue on the pool rows, so the caps are exact whoever calls. Lanes and
+generations that somebody else holds are skipped: their holder wakes the next admission.
+
+The ring is start-time fair queueing: the lane with the least `vtime` goes next and moves back by
+1 / weight for each admission.
+"""
+
+import heapq
+import math
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Q
+
+from batches import lifecycle
+from batches.models import Generation, GenerationStatus, Lane, Lease, Pool
+
+# More than one round over the ring is needed only when the lanes in front hold nothing but work
+# for a provider that takes none at the moment.
+MAX_ROUNDS = 5
+RIPEN_LIMIT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """One generation that holds a slot from now on.
+
+    `chord_size` is set for the first of its batch: how many members the batch's chord has.
+    """
+
+    generation_id: uuid.UUID
+    lease_id: uuid.UUID
+    batch_id: uuid.UUID | None
+    index: int
+    chord_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """`next_in_s`: when the clock alone may allow more; `None` if only an event can."""
+
+    admitted: list[Admitted]
+    next_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pick:
+    generation_id: uuid.UUID
+    owner_id: int
+    provider: str
+    batch_id: uuid.UUID | None
+    index: int
+    pending_total: int | None  # the size of its batch, while nothing of that has started
+
+
+def admit() -> Admission:
+    """Give away every slot that is free and may be used now."""
+    with transaction.atomic():
+        pools, now = _lock_pools()
+        next_due = _ripen(now)
+        picks: list[_Pick] = []
+        after: tuple[float, int] = (-math.inf, 0)
+        for _ in range(MAX_ROUNDS):
+            free = pools[Pool.SYSTEM].capacity - pools[Pool.SYSTEM].running
+            allowances = _allowances(pools, now)
+            if free <= 0 or not allowances:
+                break
+            lanes = _lanes_after(after, limit=free)
+            if not lanes:
+                break
+            after = (lanes[-1].vtime, lanes[-1].owner_id)
+            shares, reached = share_slots(lanes, free)
+            picked = _pick(shares, allowances)
+            if picked:
+                _charge_lanes(picked)
+                _charge_pools(picked, pools, now, reached)
+                picks += picked
+            if len(lanes) < free:
+                break
+        admitted = _lease(picks, now) if picks else []
+        return Admission(admitted, _opens_in_s(pools, now, next_due))
+
+
+def share_slots(lanes: Sequence[Lane], free: int) -> tuple[dict[int, int], float]:
+    """How many slots each owner gets, and the `vtime` that the ring has reached.
+
+    Exact: the outcome is that of `free` single admissions one after the other.
+    """
+    ring = [(lane.vtime, lane.owner_id, position) for position, lane in enumerate(lanes)]
+    heapq.heapify(ring)
+    shares: Counter[int] = Counter()
+    reached = 0.0
+    while ring and free > 0:
+        vtime, owner_id, position = heapq.heappop(ring)
+        lane = lanes[position]
+        shares[owner_id] += 1
+        free -= 1
+        reached = max(reached, vtime)
+        if shares[owner_id] < min(lane.cap - lane.running, lane.queued):
+            heapq.heappush(ring, (vtime + 1 / lane.weight, owner_id, position))
+    return dict(shares), reached
+
+
+def _lock_pools() -> tuple[dict[str, Pool], datetime]:
+    """All pools by name, locked, and the time by the database's clock.
+
+    Missing ones are made, and the capacity of the system follows its setting.
+    """
+    pools = {pool.name: pool for pool in Pool.objects.select_for_update().order_by("name")}
+    wanted = {Pool.SYSTEM: {"capacity": settings.MAX_PARALLEL_GLOBAL}} | settings.PROVIDER_POOLS
+    if missing := wanted.keys() - pools.keys():
+        Pool.objects.bulk_create(
+            [Pool(name=name, **wanted[name]) for name in sorted(missing)], ignore_conflicts=True
+        )
+        return _lock_pools()
+    system = pools[Pool.SYSTEM]
+    if system.capacity != settings.MAX_PARALLEL_GLOBAL:
+        system.capacity = settings.MAX_PARALLEL_GLOBAL
+        system.save(update_fields=["capacity"])
+    with connection.cursor() as cursor:
+        # Not now(): the transaction may have waited for the locks since it began.
+        cursor.execute("SELECT clock_timestamp()")
+        (now,) = cursor.fetchone()
+    return pools, now
+
+
+def _ripen(now: datetime) -> datetime | None:
+    """Put those whose waiting time is over back in line; when the next one is due."""
+    waiting = Generation.objects.filter(
+        status=GenerationStatus.QUEUED, not_before__isnull=False
+    ).order_by("not_before")
+    first = waiting.values_list("not_before", flat=True).first()
+    if first is None or first > now:
+        return first
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            WITH due AS (
+                SELECT id, owner_id FROM batches_generation
+                WHERE status = 'queued' AND not_before <= %s
+                ORDER BY not_before LIMIT %s FOR UPDATE SKIP LOCKED
+            ), ripe AS (
+                UPDATE batches_generation SET not_before = NULL
+                FROM due WHERE batches_generation.id = due.id
+                RETURNING batches_generation.owner_id
+            )
+            SELECT owner_id, count(*) FROM ripe GROUP BY owner_id ORDER BY owner_id
+            """,
+            [now, RIPEN_LIMIT],
+        )
+        for owner_id, count in cursor.fetchall():
+            Lane.objects.enqueue(owner_id, count, default_cap=settings.MAX_PARALLEL_PER_USER)
+    return waiting.values_list("not_before", flat=True).first()
+
+
+def _tokens(pool: Pool, now: datetime) -> float:
+    """What the bucket of a pool with a rate holds now."""
+    assert pool.rate_per_s is not None
+    elapsed_s = max(0.0, (now - pool.refilled_at).total_seconds())
+    return min(float(pool.burst), pool.tokens + elapsed_s * pool.rate_per_s)
+
+
+def _allowances(pools: dict[str, Pool], now: datetime) -> dict[str, int]:
+    """How many more submissions each provider takes now; those that take none are left out."""
+    allowances = {}
+    for name, pool in pools.items():
+        if name == Pool.SYSTEM or (pool.blocked_until and pool.blocked_until > now):
+            continue
+        allowance = pool.capacity - pool.running
+        if pool.rate_per_s is not None:
+            allowance = min(allowance, int(_tokens(pool, now)))
+        if allowance > 0:
+            allowances[name] = allowance
+    return allowances
+
+
+def _lanes_after(after: tuple[float, int], *, limit: int) -> list[Lane]:
+    """The next lanes of the ring that can use a slot, locked."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT owner_id, cap, weight, running, queued, vtime FROM batches_lane
+            WHERE queued > 0 AND running < cap AND (vtime, owner_id) > (%s, %s)
+            ORDER BY vtime, owner_id LIMIT %s FOR UPDATE SKIP LOCKED
+            """,
+            [*after, limit],
+        )
+        return [
+            Lane(
+                owner_id=owner_id,
+                cap=cap,
+                weight=weight,
+                running=running,
+                queued=queued,
+                vtime=vtime,
+            )
+            for owner_id, cap, weight, running, queued, vtime in cursor.fetchall()
+        ]
+
+
+def _pick(shares: dict[int, int], allowances: dict[str, int]) -> list[_Pick]:
+    """The next generations of each lane, locked: by priority, then first in first out."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT line.id, line.owner_id, line.provider, line.batch_id, line.index,
+                   batch.total_count
+            FROM unnest(%s::int[], %s::int[]) AS share(owner_id, slots)
+            CROSS JOIN LATERAL (
+                SELECT id, owner_id, provider, batch_id, index
+                FROM batches_generation
+                WHERE owner_id = share.owner_id AND status = 'queued' AND not_before IS NULL
+                  AND provider = ANY(%s)
+                ORDER BY priority DESC, created_at, index, id
+                LIMIT share.slots FOR UPDATE SKIP LOCKED
+            ) line
+            LEFT JOIN batches_batch batch
+              ON batch.id = line.batch_id AND batch.status = 'pending'
+            """,
+            [list(shares), list(shares.values()), list(allowances)],
+        )
+        left = dict(allowances)
+        picks = []
+        for row in cursor.fetchall():
+            pick = _Pick(*row)
+            if left[pick.provider] > 0:
+                left[pick.provider] -= 1
+                picks.append(pick)
+    return picks
+
+
+def _charge_lanes(picks: Sequence[_Pick]) -> None:
+    counts = Counter(pick.owner_id for pick in picks)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE batches_lane lane
+            SET running = running + given.slots, queued = queued - given.slots,
+                vtime = vtime + given.slots / weight
+            FROM unnest(%s::int[], %s::int[]) AS given(owner_id, slots)
+            WHERE lane.owner_id = given.owner_id
+            """,
+            [list(counts), list(counts.values())],
+        )
+
+
+def _charge_pools(
+    picks: Sequence[_Pick], pools: dict[str, Pool], now: datetime, reached: float
+) -> None:
+    for name, count in Counter(pick.provider for pick in picks).items():
+        pool = pools[name]
+        pool.running += count
+        if pool.rate_per_s is not None:
+            pool.tokens = _tokens(pool, now) - count
+            pool.refilled_at = now
+        pool.save(update_fields=["running", "tokens", "refilled_at"])
+    system = pools[Pool.SYSTEM]
+    system.running += len(picks)
+    system.vtime = max(system.vtime, reached)
+    system.save(update_fields=["running", "vtime"])
+
+
+def _lease(picks: Sequence[_Pick], now: datetime) -> list[Admitted]:
+    leases = Lease.objects.bulk_create(
+        Lease(
+            generation_id=pick.generation_id,
+            owner_id=pick.owner_id,
+            pool_id=pick.provider,
+            expires_at=now + timedelta(seconds=settings.LEASE_SECONDS),
+        )
+        for pick in picks
+    )
+    lifecycle.start_generations(
+        generation_ids=[pick.generation_id for pick in picks],
+        batch_ids={pick.batch_id for pick in picks if pick.batch_id and pick.pending_total},
+    )
+    seen: set[uuid.UUID] = set()
+    admitted = []
+    for pick, lease in zip(picks, leases, strict=True):
+        is_first = pick.batch_id is not None and pick.batch_id not in seen
+        if pick.batch_id is not None:
+            seen.add(pick.batch_id)
+        admitted.append(
+            Admitted(
+                generation_id=pick.generation_id,
+                lease_id=lease.pk,
+                batch_id=pick.batch_id,
+                index=pick.index,
+                chord_size=pick.pending_total if is_first else None,
+            )
+        )
+    return admitted
+
+
+def _opens_in_s(pools: dict[str, Pool], now: datetime, next_due: datetime | None) -> float | None:
+    """When the clock alone may allow more: a retry falls due, a block ends, a token drips in."""
+    times = [next_due] if next_due else []
+    for name, pool in pools.items():
+        if name == Pool.SYSTEM:
+            continue
+        if pool.blocked_until and pool.blocked_until > now:
+            times.append(pool.blocked_until)
+        elif pool.rate_per_s is not None and (tokens := _tokens(pool, now)) < 1:
+            times.append(now + timedelta(seconds=(1 - tokens) / pool.rate_per_s))
+    return max(0.0, (min(times) - now).total_seconds()) if times else None
+
+
+def follow_default_cap() -> int:
+    """Give the lanes without a cap of their own the one of the settings; how many changed."""
+    default = settings.MAX_PARALLEL_PER_USER
+    return Lane.objects.filter(Q(cap__lt=default) | Q(cap__gt=default), cap_is_own=False).update(
+        cap=default
+    )
