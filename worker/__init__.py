@@ -1,0 +1,1 @@
+"""How work runs: Celery tasks that are thin, and call down."""
