@@ -316,8 +316,8 @@ def test_the_database_refuses_a_second_open_attempt():
 
 
 def test_the_database_refuses_the_same_prediction_twice():
-    first, _, one = start(make_generation())
-    second, _, two = start(make_generation())
+    _, _, one = start(make_generation())
+    _, _, two = start(make_generation())
     lifecycle.record_submission(attempt=one, prediction=DONE)
     with pytest.raises(IntegrityError), transaction.atomic():
         lifecycle.record_submission(attempt=two, prediction=DONE)

@@ -1,0 +1,421 @@
+"""The tasks one by one, with a provider that says what a test wants to hear."""
+
+import base64
+import io
+from datetime import timedelta
+
+import pytest
+from celery.exceptions import Ignore, Retry
+from django.core.files.storage import FileSystemStorage
+from django.db.models.functions import Now
+from django.utils import timezone
+from PIL import Image as Pillow
+
+from batches import invariants
+from batches.models import Attempt, Batch, Generation, Image, Lane, Lease, Pool
+from batches.scheduling import admit
+from generation.http import OutputHosts
+from generation.provider import ErrorClass, Failure, Prediction, PredictionStatus
+from tests.factories import make_batch, make_generation
+from worker import tasks
+from worker.providers import FACTORIES, get_provider
+
+pytestmark = pytest.mark.django_db
+
+
+def data_uri(size=(64, 48), colour="red"):
+    buffer = io.BytesIO()
+    Pillow.new("RGB", size, colour).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def running(prediction_id="p1", **fields):
+    return Prediction(prediction_id, PredictionStatus.RUNNING, **fields)
+
+
+def succeeded(*outputs, **fields):
+    return Prediction("p1", PredictionStatus.SUCCEEDED, outputs=outputs or (data_uri(),), **fields)
+
+
+def failed(error_class, **fields):
+    failure = Failure(error_class, "it failed", **fields)
+    return Prediction("p1", PredictionStatus.FAILED, failure=failure)
+
+
+class ScriptedProvider:
+    """Answers from a list; remembers what it was asked."""
+
+    name = "scripted"
+    output_hosts = OutputHosts()
+
+    def __init__(self):
+        self.answers = []
+        self.submitted = []
+        self.fetched = []
+        self.cancelled = []
+
+    def submit(self, request):
+        # Committed before the request leaves: that is what makes a second one impossible.
+        assert Attempt.objects.open().filter(provider_id=None).exists()
+        self.submitted.append(request)
+        return self.answers.pop(0)
+
+    def fetch(self, prediction_id):
+        self.fetched.append(prediction_id)
+        return self.answers.pop(0)
+
+    def cancel(self, prediction_id):
+        self.cancelled.append(prediction_id)
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def provider(settings, monkeypatch):
+    settings.PROVIDER_POOLS = {"scripted": {"capacity": 100}}
+    scripted = ScriptedProvider()
+    monkeypatch.setitem(FACTORIES, "scripted", lambda: scripted)
+    get_provider.cache_clear()
+    tasks._usual.clear()
+    yield scripted
+    get_provider.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def retries(monkeypatch):
+    """What the tasks put off, in seconds; the broker is not part of these tests."""
+    countdowns = []
+
+    def retry(countdown):
+        countdowns.append(countdown)
+        return Retry(when=countdown)
+
+    monkeypatch.setattr(tasks.generate, "retry", retry)
+    monkeypatch.setattr(tasks.download, "retry", retry)
+    return countdowns
+
+
+@pytest.fixture(autouse=True)
+def invariants_hold(db):
+    yield
+    assert [finding for finding in invariants.check() if finding.broken] == []
+
+
+def start(**fields):
+    generation = make_generation(provider="scripted", **fields)
+    return generation, admit().admitted[0]
+
+
+def run(member):
+    return tasks.generate.run(str(member.generation_id), str(member.lease_id))
+
+
+def test_a_prediction_that_is_done_at_once_becomes_a_stored_image(provider):
+    generation, member = start()
+    provider.answers = [succeeded()]
+    assert run(member) == "downloading"
+    assert tasks.download.run("downloading", str(generation.pk)) == "completed"
+    image = Image.objects.get()
+    assert (image.format, image.width, image.height) == ("png", 64, 48)
+    assert image.file.name == f"{generation.owner_id}/single/{generation.pk}/0.png"
+    with image.thumbnail.open() as file, Pillow.open(file) as thumbnail:
+        assert thumbnail.format == "WEBP"
+    assert Generation.objects.get().attempt_count == 1
+
+
+def test_a_running_prediction_is_looked_at_again_and_not_submitted_again(provider, retries):
+    _, member = start()
+    provider.answers = [running(), running(progress=40), succeeded()]
+    for _ in range(2):
+        with pytest.raises(Retry):
+            run(member)
+    assert Generation.objects.get().progress == 40
+    assert run(member) == "downloading"
+    assert (len(provider.submitted), provider.fetched) == (1, ["p1", "p1"])
+    assert all(tasks.MIN_LOOK_S <= countdown <= tasks.MAX_LOOK_S for countdown in retries)
+
+
+def test_a_delivery_of_an_earlier_lease_does_nothing(provider):
+    generation, member = start()
+    provider.answers = [failed(ErrorClass.INTERRUPTED)]
+    with pytest.raises(Ignore):
+        run(member)
+    Generation.objects.update(not_before=None)
+    Lane.objects.update(queued=1)
+    (again,) = admit().admitted
+    with pytest.raises(Ignore):
+        run(member)
+    assert len(provider.submitted) == 1
+    provider.answers = [running("p2")]
+    with pytest.raises(Retry):
+        run(again)
+    assert generation.pk == again.generation_id
+
+
+def test_a_redelivery_that_finds_an_unanswered_submission_never_submits_again(provider):
+    generation, member = start()
+    tasks.lifecycle.begin_attempt(generation=Generation.objects.get())
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert generation.error_code == "submission_unknown"
+    assert generation.attempts.get().outcome == "submission_unknown"
+    assert provider.submitted == []
+
+
+def test_an_answer_that_was_lost_is_not_asked_for_again(provider):
+    generation, member = start()
+    provider.answers = [Failure(ErrorClass.TIMEOUT_UNKNOWN, "no answer")]
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert generation.error_code == "submission_unknown"
+
+
+ALL_DELAYS = len([5, 15, 30])
+
+
+@pytest.mark.parametrize(
+    ("error_class", "submissions"),
+    [
+        (ErrorClass.PROVIDER_UNAVAILABLE, 1 + ALL_DELAYS),
+        (ErrorClass.QUEUE_FULL, 1 + ALL_DELAYS),
+        (ErrorClass.INTERRUPTED, 1 + ALL_DELAYS),
+        (ErrorClass.TIMEOUT_RUN, 2),
+        (ErrorClass.OUT_OF_MEMORY, 2),
+        (ErrorClass.BAD_OUTPUT, 2),
+        (ErrorClass.UNKNOWN, 2),
+        (ErrorClass.CONTENT_POLICY, 1),
+        (ErrorClass.INVALID_INPUT, 1),
+        (ErrorClass.NOT_FOUND, 1),
+        (ErrorClass.CANCELED, 1),
+        (ErrorClass.OUTPUT_EXPIRED, 1),
+    ],
+)
+def test_each_class_of_failure_is_tried_as_often_as_its_rule_says(
+    provider, error_class, submissions
+):
+    generation, member = start()
+    for attempt in range(submissions):
+        # Every prediction has an id of its own.
+        prediction = failed(error_class)
+        provider.answers = [
+            Prediction(f"p{attempt}", prediction.status, failure=prediction.failure)
+        ]
+        if attempt == submissions - 1:
+            assert run(member) == "failed"
+            break
+        with pytest.raises(Ignore):
+            run(member)
+        generation.refresh_from_db()
+        wait_s = generation.not_before - generation.attempts.latest("number").finished_at
+        configured = [5, 15, 30][attempt]
+        assert configured <= wait_s.total_seconds() <= configured * 1.25
+        Generation.objects.update(not_before=None)
+        Lane.objects.update(queued=1)
+        (member,) = admit().admitted
+    generation.refresh_from_db()
+    assert (generation.status, generation.error_code) == ("failed", error_class)
+    assert len(provider.submitted) == generation.attempts.count() == submissions
+
+
+def test_every_class_of_failure_has_a_rule():
+    assert set(tasks.RETRY_RULES) == set(ErrorClass)
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "expected_s"), [(None, 5), (1.0, 1), (86_400.0, tasks.MAX_BLOCK_S)]
+)
+def test_a_rate_limit_stops_the_pool_and_is_not_counted(provider, retry_after_s, expected_s):
+    generation, member = start()
+    provider.answers = [Failure(ErrorClass.RATE_LIMITED, "slow down", retry_after_s=retry_after_s)]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert (generation.status, generation.retry_count) == ("queued", 0)
+    pool = Pool.objects.get(name="scripted")
+    left_s = (pool.blocked_until - timezone.now()).total_seconds()
+    assert left_s == pytest.approx(expected_s, abs=2)
+    assert Lease.objects.count() == 0
+
+
+@pytest.mark.parametrize("error_class", [ErrorClass.AUTH, ErrorClass.INSUFFICIENT_CREDIT])
+def test_a_refusal_of_our_account_stops_the_pool_and_burns_nothing(provider, error_class):
+    batch = make_batch(size=1)
+    batch.generations.update(provider="scripted")
+    (member,) = admit().admitted
+    provider.answers = [Failure(error_class, "no")]
+    with pytest.raises(Ignore):
+        run(member)
+    assert Generation.objects.get().status == "queued"
+    assert admit().admitted == []
+
+
+def test_not_being_able_to_look_is_no_failure_of_the_work(provider, retries):
+    _, member = start()
+    provider.answers = [running(), Failure(ErrorClass.PROVIDER_UNAVAILABLE, "502"), succeeded()]
+    for _ in range(2):
+        with pytest.raises(Retry):
+            run(member)
+    assert retries[-1] == tasks.MAX_LOOK_S
+    assert run(member) == "downloading"
+    assert Attempt.objects.count() == 1
+
+
+def test_work_past_its_deadline_is_cancelled_and_then_failed(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    Generation.objects.update(started_at=Now() - timedelta(seconds=605))
+    provider.answers = [running(), failed(ErrorClass.CANCELED)]
+    with pytest.raises(Retry):
+        run(member)
+    assert Lease.objects.count() == 1  # the slot is held until the provider has stopped
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert (generation.error_code, provider.cancelled) == ("timeout_run", ["p1", "p1"])
+
+
+def test_a_provider_that_never_confirms_the_cancel_is_waited_for_only_so_long(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    Generation.objects.update(started_at=Now() - timedelta(seconds=670))
+    provider.answers = [running()]
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert generation.error_code == "timeout_run"
+
+
+def test_the_provider_is_told_to_stop_by_itself(provider):
+    _, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    assert 590 <= provider.submitted[0].cancel_after_s <= 600
+
+
+def test_a_redelivery_after_the_output_was_recorded_lets_the_chain_go_on(provider):
+    _, member = start()
+    provider.answers = [succeeded()]
+    run(member)
+    assert run(member) == "downloading"
+    assert len(provider.submitted) == 1
+
+
+def test_a_download_of_what_has_ended_steps_aside(provider):
+    generation, member = start()
+    provider.answers = [failed(ErrorClass.CONTENT_POLICY)]
+    assert run(member) == "failed"
+    assert tasks.download.run("failed", str(generation.pk)) == "failed"
+    assert Image.objects.count() == 0
+
+
+def test_a_second_delivery_of_a_download_changes_nothing(provider):
+    generation, member = start()
+    provider.answers = [succeeded()]
+    run(member)
+    tasks.download.run("downloading", str(generation.pk))
+    assert tasks.download.run("downloading", str(generation.pk)) == "completed"
+    assert Image.objects.count() == 1
+
+
+def test_an_output_that_is_no_image_is_generated_once_more(provider, media):
+    generation, member = start()
+    html = "data:image/png;base64," + base64.b64encode(b"<html>no</html>").decode()
+    provider.answers = [succeeded(html)]
+    run(member)
+    with pytest.raises(Ignore):
+        tasks.download.run("downloading", str(generation.pk))
+    generation.refresh_from_db()
+    attempt = generation.attempts.get()
+    assert (generation.status, attempt.outcome) == ("queued", "failed")
+    assert attempt.error_class == ErrorClass.BAD_OUTPUT
+    assert not list(media.rglob("*.*"))
+
+
+def test_an_output_that_cannot_be_fetched_is_tried_again_and_then_given_up(provider, retries):
+    generation, member = start()
+    provider.output_hosts = OutputHosts(extra=("127.0.0.1",))
+    provider.answers = [succeeded("http://127.0.0.1:9/away.png")]
+    run(member)
+    for tries in range(len(tasks.FETCH_DELAYS_S)):
+        tasks.download.push_request(retries=tries)
+        with pytest.raises(Retry):
+            tasks.download.run("downloading", str(generation.pk))
+        tasks.download.pop_request()
+    tasks.download.push_request(retries=len(tasks.FETCH_DELAYS_S))
+    assert tasks.download.run("downloading", str(generation.pk)) == "failed"
+    tasks.download.pop_request()
+    generation.refresh_from_db()
+    assert generation.error_code == "download_failed"
+    assert len(provider.submitted) == 1
+    assert retries == sorted(retries)
+
+
+def test_a_full_disk_is_retried_without_paying_again(provider, monkeypatch, retries):
+    generation, member = start()
+    provider.answers = [succeeded()]
+    run(member)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(FileSystemStorage, "_save", full)
+        with pytest.raises(Retry):
+            tasks.download.run("downloading", str(generation.pk))
+    assert tasks.download.run("downloading", str(generation.pk)) == "completed"
+    assert len(provider.submitted) == 1
+
+
+def test_the_sweep_finalises_a_batch_whose_chord_was_lost(provider):
+    batch = make_batch(size=1)
+    batch.generations.update(provider="scripted")
+    (member,) = admit().admitted
+    provider.answers = [failed(ErrorClass.INVALID_INPUT)]
+    run(member)
+    assert Batch.objects.get().status == "processing"
+    assert tasks.sweep.run() == 1
+    assert Batch.objects.get().status == "failed"
+    assert tasks.sweep.run() == 0
+
+
+def test_backoff_is_never_shorter_than_configured_and_at_most_a_quarter_longer():
+    delays = [5.0, 15.0, 30.0]
+    for retry, base in enumerate([5, 15, 30, 60, 120]):
+        assert tasks.backoff_s(retry, delays=delays, rand=lambda: 0.0) == base
+        assert tasks.backoff_s(retry, delays=delays, rand=lambda: 1.0) == base * 1.25
+
+
+def test_the_first_look_is_when_it_usually_is_done():
+    assert tasks.next_look_s(0.0, 2.0) == 2.0
+    assert tasks.next_look_s(1.5, 2.0) == 0.5
+
+
+@pytest.mark.parametrize("usual_s", [0.5, 2.0, 9.0])
+@pytest.mark.parametrize("actual_s", [0.1, 2.0, 3.0, 30.0, 300.0])
+def test_a_result_is_seen_soon_and_with_few_looks(usual_s, actual_s):
+    elapsed, looks = 0.0, 0
+    while elapsed < actual_s:
+        elapsed += tasks.next_look_s(elapsed, usual_s)
+        looks += 1
+    late_s = elapsed - actual_s
+    assert late_s <= max(usual_s, 0.5 * max(actual_s - usual_s, 0) + tasks.MIN_LOOK_S)
+    assert late_s <= tasks.MAX_LOOK_S
+    assert looks <= 16 + actual_s / tasks.MAX_LOOK_S
+
+
+def test_the_usual_time_is_the_median_of_the_latest_and_the_catalogues_before_that(provider):
+    assert tasks.usual_s("black-forest-labs/flux-schnell") == 1.5
+    tasks._usual.clear()
+    for number, seconds in enumerate([1.0, 2.0, 9.0]):
+        generation = make_generation(provider="scripted")
+        (member,) = admit().admitted
+        provider.answers = [
+            Prediction(
+                f"p{number}", PredictionStatus.SUCCEEDED, outputs=(data_uri(),), total_s=seconds
+            )
+        ]
+        run(member)
+        tasks.download.run("downloading", str(generation.pk))
+    assert tasks.usual_s("black-forest-labs/flux-schnell") == 2.0
