@@ -1,0 +1,208 @@
+"""Faults on request: rules that make chosen predictions or requests go wrong.
+
+A rule has a `kind`, says which create requests it is for, and may have options of its kind.
+Kinds fall into groups; of each group the first rule that matches a create request applies to it.
+Rules of the group `create` are asked first, and decide alone when one applies, so that a refused
+request uses up no other rule.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulator.webhooks import EVENTS
+
+
+class FaultError(ValueError):
+    """A rule that cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a kind of fault acts on, and its options with their defaults."""
+
+    group: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+REFUSAL = "create"
+INVALID_INPUT_TEXT = "ValueError: The prompt could not be encoded for this model."
+INTERRUPTED_TEXT = "Prediction interrupted; please retry (code: PA)"
+NSFW_TEXT = "NSFW content detected. Try running it again, or try a different prompt."
+OUT_OF_MEMORY_TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB"
+
+KINDS: dict[str, Kind] = {
+    # The create request is refused, or never answered; there is no prediction.
+    "create_status": Kind(
+        REFUSAL, {"status": 500, "retry_after": None, "body": None, "content_type": None}
+    ),
+    "drop_create_before": Kind(REFUSAL),
+    # There is a prediction, but its creator is not told, or late.
+    "drop_create_after": Kind("answer"),
+    "stall_create": Kind("answer", {"seconds": 60.0}),
+    # The run ends otherwise.
+    "fail": Kind("run", {"error": INVALID_INPUT_TEXT}),
+    "interrupt": Kind("run", {"error": INTERRUPTED_TEXT}),
+    "nsfw": Kind("run", {"error": NSFW_TEXT}),
+    "out_of_memory": Kind("run", {"error": OUT_OF_MEMORY_TEXT}),
+    "hang": Kind("run"),
+    "slow": Kind("pace", {"seconds": 5.0}),
+    # The run succeeds with another output.
+    "short_output": Kind("output", {"count": None}),
+    "empty_output": Kind("output", {"null": False}),
+    "string_output": Kind("output"),
+    # Reading the prediction fails, the first `hits` times or always.
+    "get_status": Kind("get", {"status": 503, "hits": None}),
+    # Reading an output file goes wrong, the first `hits` times per file or always.
+    "truncated_file": Kind("file", {"hits": None}),
+    "wrong_type": Kind("file", {"hits": None}),
+    "empty_file": Kind("file", {"hits": None}),
+    "file_status": Kind("file", {"status": 404, "hits": None}),
+    "drop_file": Kind("file", {"hits": None}),
+    "drip": Kind("file", {"seconds": 0.05, "hits": None}),
+    # The data of the prediction is gone that long after completion.
+    "expired": Kind("data", {"seconds": 0.0}),
+    # Webhooks; `event` limits the fault to one event.
+    "webhook_drop": Kind("webhook_drop", {"event": None}),
+    "webhook_duplicate": Kind("webhook_duplicate", {"event": None, "copies": 2}),
+    "webhook_delay": Kind("webhook_delay", {"event": None, "seconds": 1.0}),
+    "webhook_reorder": Kind("webhook_reorder"),
+    "webhook_bad_signature": Kind("webhook_bad_signature", {"event": None}),
+}
+
+_OPTION_TYPES: dict[str, tuple[type, ...]] = {
+    "status": (int,),
+    "retry_after": (str, int, float),
+    "body": (str,),
+    "content_type": (str,),
+    "error": (str,),
+    "seconds": (int, float),
+    "count": (int,),
+    "null": (bool,),
+    "hits": (int,),
+    "event": (str,),
+    "copies": (int,),
+}
+_MATCH_TYPES: dict[str, tuple[type, ...]] = {
+    "prompt": (str,),
+    "model": (str,),
+    "nth": (int,),
+    "rate": (int, float),
+    "times": (int,),
+}
+
+
+@dataclass(slots=True)
+class Rule:
+    """One rule; a condition of None always holds.
+
+    prompt: text the prompt must contain. model: `owner/name`. nth: only the nth create request
+    that meets the conditions before this one, counted from 1. rate: the chance, from a seeded
+    generator. times: how often the rule applies at most.
+    """
+
+    id: int
+    kind: str
+    rng: random.Random
+    options: dict[str, Any]
+    prompt: str | None = None
+    model: str | None = None
+    nth: int | None = None
+    rate: float | None = None
+    times: int | None = None
+    seen: int = 0
+    applied: int = 0
+
+    def matches(self, model_id: str, prompt: str) -> bool:
+        """Tell whether the rule is for this create request, which counts as seen."""
+        if self.prompt is not None and self.prompt not in prompt:
+            return False
+        if self.model is not None and self.model != model_id:
+            return False
+        self.seen += 1
+        if self.nth is not None and self.seen != self.nth:
+            return False
+        if self.rate is not None and self.rng.random() >= self.rate:
+            return False
+        return self.times is None or self.applied < self.times
+
+    def concerns(self, event: str) -> bool:
+        """Tell whether a webhook rule is for `event`."""
+        return self.options.get("event") in (None, event)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the rule as it can be posted, with its counts."""
+        conditions = {name: getattr(self, name) for name in _MATCH_TYPES}
+        counts = {"seen": self.seen, "applied": self.applied}
+        return {"id": self.id, "kind": self.kind, **conditions, **self.options, **counts}
+
+
+class RuleBook:
+    """All rules, in the order they were added."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._rules: list[Rule] = []
+        self._next_id = 1
+
+    def add(self, spec: Mapping[str, Any]) -> Rule:
+        """Add the rule in `spec`, the JSON body of `POST /_sim/faults`.
+
+        Raises:
+            FaultError: when the kind or a key is unknown or a value has the wrong type.
+        """
+        kind = KINDS.get(spec.get("kind", ""))
+        if kind is None:
+            raise FaultError(f"unknown kind {spec.get('kind')!r}; known: {', '.join(KINDS)}")
+        options = dict(kind.options)
+        conditions: dict[str, Any] = {}
+        for key, value in spec.items():
+            if key == "kind":
+                continue
+            if key not in _MATCH_TYPES and key not in options:
+                raise FaultError(f"{spec['kind']} takes no {key!r}")
+            types = (_MATCH_TYPES | _OPTION_TYPES)[key]
+            if value is not None and (not isinstance(value, types) or _is_stray_bool(value, types)):
+                raise FaultError(f"{key} must be {' or '.join(t.__name__ for t in types)}")
+            (conditions if key in _MATCH_TYPES else options)[key] = value
+        if options.get("event") not in (None, *EVENTS):
+            raise FaultError(f"event must be one of {', '.join(EVENTS)}")
+        rng = random.Random(f"{self._seed}:{self._next_id}")
+        rule = Rule(self._next_id, spec["kind"], rng, options, **conditions)
+        self._rules.append(rule)
+        self._next_id += 1
+        return rule
+
+    def clear(self) -> None:
+        """Remove all rules; predictions under way keep theirs."""
+        self._rules.clear()
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return all rules."""
+        return [rule.as_json() for rule in self._rules]
+
+    def refusal(self, model_id: str, prompt: str) -> Rule | None:
+        """Return the rule that refuses this create request, or None."""
+        return self._pick(model_id, prompt, refusal=True).get(REFUSAL)
+
+    def for_prediction(self, model_id: str, prompt: str) -> dict[str, Rule]:
+        """Return the rules that apply to a prediction being created, by group."""
+        return self._pick(model_id, prompt, refusal=False)
+
+    def _pick(self, model_id: str, prompt: str, *, refusal: bool) -> dict[str, Rule]:
+        picked: dict[str, Rule] = {}
+        for rule in self._rules:
+            group = KINDS[rule.kind].group
+            if (group == REFUSAL) is not refusal:
+                continue
+            if rule.matches(model_id, prompt) and group not in picked:
+                rule.applied += 1
+                picked[group] = rule
+        return picked
+
+
+def _is_stray_bool(value: object, types: tuple[type, ...]) -> bool:
+    return isinstance(value, bool) and bool not in types
