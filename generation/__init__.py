@@ -1,0 +1,1 @@
+"""Talking to image providers: plain Python, no Django, no Celery, no database."""

@@ -1,0 +1,416 @@
+"""Replicate: its HTTP API in, `Prediction` and `Failure` out.
+
+Source: Replicate HTTP API, read 2026-11-20
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from generation.http import (
+    HttpClient,
+    OutputHosts,
+    Response,
+    TransportError,
+    parse_retry_after,
+)
+from generation.provider import (
+    RAW_LIMIT,
+    ErrorClass,
+    Failure,
+    Prediction,
+    PredictionStatus,
+    SubmitRequest,
+)
+
+SUBMIT_DEADLINE_S = 15.0
+FETCH_DEADLINE_S = 10.0
+CANCEL_AFTER_MIN_S = 5
+
+_OUTPUT_HOSTS = ("replicate.delivery", ".replicate.delivery")
+_WEBHOOK_EVENTS = ("start", "completed")
+_MESSAGE_LIMIT = 300
+_RAW_STRING_LIMIT = 1_000
+_RAW_ITEMS_LIMIT = 50
+_RAW_DEPTH_LIMIT = 6
+
+# A failure is classified by HTTP status, else by the platform's code, else by its text; the
+# first row that fits wins. The texts are looked for in lower case.
+_BY_STATUS = {
+    400: ErrorClass.INVALID_INPUT,
+    401: ErrorClass.AUTH,
+    402: ErrorClass.INSUFFICIENT_CREDIT,
+    403: ErrorClass.AUTH,
+    404: ErrorClass.NOT_FOUND,
+    413: ErrorClass.INVALID_INPUT,
+    422: ErrorClass.INVALID_INPUT,
+    429: ErrorClass.RATE_LIMITED,
+    # 5xx: PROVIDER_UNAVAILABLE, see `_class_of_status`.
+}
+_BY_CODE = {
+    "PA": ErrorClass.INTERRUPTED,
+    "E003": ErrorClass.PROVIDER_UNAVAILABLE,  # high demand
+    "E004": ErrorClass.PROVIDER_UNAVAILABLE,  # temporarily unavailable
+    "E005": ErrorClass.CONTENT_POLICY,
+    "E1000": ErrorClass.INTERRUPTED,  # unknown to the platform, worth repeating
+    "E1001": ErrorClass.OUT_OF_MEMORY,
+    "E4875": ErrorClass.INVALID_INPUT,  # the webhook URL that we sent is empty
+    "E6716": ErrorClass.TIMEOUT_RUN,  # did not start in time
+    "E8367": ErrorClass.INTERRUPTED,
+    "E8765": ErrorClass.INTERRUPTED,  # health check failed
+    "E9243": ErrorClass.UNKNOWN,  # could not start: repeat once
+    "E9825": ErrorClass.INTERRUPTED,  # upload failed
+    "E9828": ErrorClass.INTERRUPTED,
+}
+_BY_TEXT = (
+    (r"nsfw|flagged as sensitive", ErrorClass.CONTENT_POLICY),
+    (r"out of memory", ErrorClass.OUT_OF_MEMORY),
+    (r"insufficient credit|spend limit", ErrorClass.INSUFFICIENT_CREDIT),
+    (r"throttled", ErrorClass.RATE_LIMITED),
+    (r"prediction interrupted|unexpected error handling prediction", ErrorClass.INTERRUPTED),
+    (r"high demand|temporarily unavailable|try again later", ErrorClass.PROVIDER_UNAVAILABLE),
+    # Before the guesses at content policy: "disable_safety_checker must be one of ..." is none.
+    (
+        r"valueerror|typeerror|assertionerror|invalid input|must be (one of|less|greater)",
+        ErrorClass.INVALID_INPUT,
+    ),
+    (
+        r"sensitive|safety|moderation|blocked|prohibited|content policy|violat",
+        ErrorClass.CONTENT_POLICY,
+    ),
+    (r"timed out|timeout", ErrorClass.TIMEOUT_RUN),
+)
+_MESSAGES = {
+    ErrorClass.RATE_LIMITED: "Replicate asks to slow down.",
+    ErrorClass.PROVIDER_UNAVAILABLE: "Replicate is unavailable at the moment.",
+    ErrorClass.TIMEOUT_UNKNOWN: "Replicate did not answer; the request may have been accepted.",
+    ErrorClass.TIMEOUT_RUN: "The model did not finish in time.",
+    ErrorClass.INTERRUPTED: "Replicate lost the work before it was done.",
+    ErrorClass.OUT_OF_MEMORY: "The model ran out of memory; a smaller size may work.",
+    ErrorClass.CONTENT_POLICY: "The safety check of the model refused this prompt or its picture.",
+    ErrorClass.INVALID_INPUT: "Replicate refused the input.",
+    ErrorClass.NOT_FOUND: "Replicate does not know this model or prediction.",
+    ErrorClass.AUTH: "Replicate refused our credentials.",
+    ErrorClass.INSUFFICIENT_CREDIT: "The account at Replicate has no credit left.",
+    ErrorClass.UNKNOWN: "The model failed.",
+}
+# For these the provider's own words help whoever reads them.
+_QUOTED = frozenset({ErrorClass.INVALID_INPUT, ErrorClass.UNKNOWN})
+
+_CODE = re.compile(r"\b(E\d{3,4})\b|\(code: (\w+)\)")
+_RESETS_IN = re.compile(r"(?:resets in|available in) ~?(\d+(?:\.\d+)?) ?s", re.IGNORECASE)
+_PERCENT = re.compile(r"(\d{1,3})%\|")
+
+
+class ReplicateProvider:
+    """The Replicate adapter. `output_hosts` tells where its files may be downloaded from.
+
+    `base_url` is without `/v1`. `extra_output_hosts` are further hosts for files, see
+    `OutputHosts.extra`. Raises ValueError for a token that no header can carry.
+    """
+
+    name = "replicate"
+
+    def __init__(
+        self,
+        token: str,
+        *,
+        http: HttpClient,
+        base_url: str = "https://api.replicate.com",
+        extra_output_hosts: Sequence[str] = (),
+    ) -> None:
+        if not re.fullmatch(r"[!-~]+", token):
+            raise ValueError("The Replicate token is empty or has characters that no token has.")
+        self.output_hosts = OutputHosts(_OUTPUT_HOSTS, tuple(extra_output_hosts))
+        self._token = token
+        self._http = http
+        self._base_url = base_url.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"ReplicateProvider({self._base_url!r})"
+
+    def submit(self, request: SubmitRequest) -> Prediction | Failure:
+        """Create a prediction, once.
+
+        `TIMEOUT_UNKNOWN` means that it may exist, and may be charged for, without our knowing
+        its id. Every other failure means that there is none.
+        """
+        body: dict[str, Any] = {"input": dict(request.input)}
+        if request.version:
+            path = "/v1/predictions"
+            body["version"] = request.version
+        else:
+            path = f"/v1/models/{quote(request.model)}/predictions"
+        if request.webhook_url:
+            body["webhook"] = request.webhook_url
+            body["webhook_events_filter"] = list(_WEBHOOK_EVENTS)
+        headers = {}
+        if request.cancel_after_s is not None:
+            headers["Cancel-After"] = f"{max(request.cancel_after_s, CANCEL_AFTER_MIN_S)}s"
+
+        answer = self._call("POST", path, SUBMIT_DEADLINE_S, headers, body)
+        if isinstance(answer, TransportError):
+            # An error status tells enough without its body.
+            if answer.kind == "read" and (answer.status or 0) >= 400:
+                return self._failure(_class_of_status(answer.status or 0), code=str(answer.status))
+            never_sent = answer.kind == "connect"
+            error_class = (
+                ErrorClass.PROVIDER_UNAVAILABLE if never_sent else ErrorClass.TIMEOUT_UNKNOWN
+            )
+            return self._failure(error_class, raw=answer.message)
+        if not 200 <= answer.status < 300:
+            # A 5xx other than 503 could in theory follow an accepted request. Replicate's errors
+            # come from in front of its queue, so it counts as not accepted.
+            return self._refused(answer)
+        prediction = read_prediction(answer.json())
+        # Accepted, but under an id that we cannot read.
+        return prediction or self._failure(ErrorClass.TIMEOUT_UNKNOWN, raw=_text(answer))
+
+    def fetch(self, prediction_id: str) -> Prediction | Failure:
+        """Read a prediction, once."""
+        return self._look("GET", f"/v1/predictions/{quote(prediction_id, safe='')}")
+
+    def cancel(self, prediction_id: str) -> Prediction | Failure:
+        """Ask for a prediction to be stopped; a finished one stays as it is."""
+        return self._look("POST", f"/v1/predictions/{quote(prediction_id, safe='')}/cancel")
+
+    def _look(self, method: str, path: str) -> Prediction | Failure:
+        answer = self._call(method, path, FETCH_DEADLINE_S)
+        if isinstance(answer, TransportError):
+            # Repeating these calls is harmless, so a lost answer is not an unknown outcome.
+            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=answer.message)
+        if not 200 <= answer.status < 300:
+            return self._refused(answer)
+        prediction = read_prediction(answer.json())
+        return prediction or self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        deadline_s: float,
+        headers: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Response | TransportError:
+        return self._http.json(
+            method,
+            self._base_url + path,
+            headers={"Authorization": f"Bearer {self._token}", **(headers or {})},
+            json=body,
+            deadline_s=deadline_s,
+        )
+
+    def _refused(self, answer: Response) -> Failure:
+        problem = answer.json()
+        problem = problem if isinstance(problem, dict) else {}
+        detail = problem.get("detail")
+        return self._failure(
+            _class_of_status(answer.status),
+            detail=detail if isinstance(detail, str) else "",
+            code=str(answer.status),
+            retry_after_s=_retry_after_s(answer, problem),
+            raw=_text(answer),
+            fields=_invalid_fields(problem),
+        )
+
+    def _failure(
+        self,
+        error_class: ErrorClass,
+        *,
+        detail: str = "",
+        code: str = "",
+        retry_after_s: float | None = None,
+        raw: str = "",
+        fields: Mapping[str, str] | None = None,
+    ) -> Failure:
+        # An error page may echo the request's headers.
+        detail, raw = (text.replace(self._token, "[token]") for text in (detail, raw))
+        return Failure(
+            error_class,
+            _message(error_class, detail),
+            provider_code=code,
+            retry_after_s=retry_after_s,
+            raw=raw[:RAW_LIMIT],
+            fields=fields or {},
+        )
+
+
+def read_prediction(body: object) -> Prediction | None:
+    """Translate a prediction object, as answers and webhooks hold it; `None` if it is not one."""
+    if not isinstance(body, dict) or not isinstance(body.get("status"), str):
+        return None
+    prediction_id = body.get("id")
+    if not isinstance(prediction_id, str) or not prediction_id:
+        return None
+    status, outputs, failure = _outcome(body)
+    logs = body.get("logs")
+    metrics = body.get("metrics")
+    return Prediction(
+        id=prediction_id,
+        status=status,
+        outputs=outputs,
+        failure=failure,
+        progress=100 if status == PredictionStatus.SUCCEEDED else _progress(logs),
+        run_s=_seconds(metrics.get("predict_time")) if isinstance(metrics, dict) else None,
+        total_s=_seconds_between(body.get("created_at"), body.get("completed_at")),
+        # An old form of the object repeats the webhook's URL, which holds a secret.
+        raw={key: _cut(value) for key, value in body.items() if not key.startswith("webhook")},
+    )
+
+
+def _outcome(
+    body: Mapping[str, Any],
+) -> tuple[PredictionStatus, tuple[str, ...], Failure | None]:
+    failure: Failure | None
+    match body["status"]:
+        case "starting":
+            return PredictionStatus.STARTING, (), None
+        case "succeeded":
+            outputs = _outputs(body)
+            if not isinstance(outputs, Failure):
+                return PredictionStatus.SUCCEEDED, outputs, None
+            failure = outputs
+        case "failed":
+            failure = _failure_of_text(body.get("error"))
+        case "canceled":
+            deadline, completed_at = _time(body.get("deadline")), _time(body.get("completed_at"))
+            if deadline and completed_at and completed_at >= deadline:
+                failure = Failure(ErrorClass.TIMEOUT_RUN, _MESSAGES[ErrorClass.TIMEOUT_RUN])
+            else:
+                failure = Failure(ErrorClass.CANCELED, "The work was cancelled.")
+        case "aborted":  # its deadline passed before it began to run
+            failure = Failure(ErrorClass.TIMEOUT_RUN, _MESSAGES[ErrorClass.TIMEOUT_RUN])
+        case _:  # "processing", or a word from the future: the caller's deadline bounds it
+            return PredictionStatus.RUNNING, (), None
+    return PredictionStatus.FAILED, (), failure
+
+
+def _outputs(body: Mapping[str, Any]) -> tuple[str, ...] | Failure:
+    output = body.get("output")
+    if not output:
+        if body.get("data_removed") is True:
+            message = "The picture was deleted at Replicate before it was downloaded."
+            return Failure(ErrorClass.OUTPUT_EXPIRED, message)
+        return Failure(ErrorClass.BAD_OUTPUT, "The model finished without a picture.")
+    urls = [output] if isinstance(output, str) else output
+    if isinstance(urls, list) and all(isinstance(url, str) and url for url in urls):
+        return tuple(urls)
+    message = "The model's output is not a file or a list of files."
+    return Failure(ErrorClass.BAD_OUTPUT, message, raw=json.dumps(_cut(output))[:RAW_LIMIT])
+
+
+def _failure_of_text(error: object) -> Failure:
+    """Classify the `error` of a failed prediction: by its code, else by its words."""
+    text = error if isinstance(error, str) else ""
+    codes = [first or second for first, second in _CODE.findall(text)]
+    code = next((code for code in codes if code in _BY_CODE), codes[0] if codes else "")
+    error_class = _BY_CODE.get(code)
+    if error_class is None:
+        words = text.lower()
+        error_class = next(
+            (found for pattern, found in _BY_TEXT if re.search(pattern, words)), ErrorClass.UNKNOWN
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return Failure(
+        error_class,
+        # Of a traceback, the last line says what happened.
+        _message(error_class, lines[-1] if lines else ""),
+        provider_code=code,
+        retry_after_s=_wait_in_text(text) if error_class == ErrorClass.RATE_LIMITED else None,
+        raw=text[:RAW_LIMIT],
+    )
+
+
+def _class_of_status(status: int) -> ErrorClass:
+    if status >= 500:
+        return ErrorClass.PROVIDER_UNAVAILABLE
+    return _BY_STATUS.get(status, ErrorClass.UNKNOWN)
+
+
+def _message(error_class: ErrorClass, detail: str) -> str:
+    message = _MESSAGES[error_class]
+    detail = " ".join(detail.split())
+    if error_class not in _QUOTED or not detail:
+        return message
+    return f"{message.rstrip('.')}: {detail}"[:_MESSAGE_LIMIT]
+
+
+def _retry_after_s(answer: Response, problem: Mapping[str, Any]) -> float | None:
+    """Return the wait that the answer names, by its header, its body or its words, in that order.
+
+    0 is a wait as well, so each is asked for `None`.
+    """
+    if (wait_s := parse_retry_after(answer.headers.get("retry-after"))) is not None:
+        return wait_s
+    if (wait_s := _seconds(problem.get("retry_after"))) is not None:
+        return wait_s
+    detail = problem.get("detail")
+    return _wait_in_text(detail) if isinstance(detail, str) else None
+
+
+def _wait_in_text(text: str) -> float | None:
+    found = _RESETS_IN.search(text)
+    return float(found[1]) if found else None
+
+
+def _invalid_fields(problem: Mapping[str, Any]) -> dict[str, str]:
+    """Map our parameter names to what Replicate says of them; "input" for the input as a whole."""
+    fields: dict[str, str] = {}
+    entries = problem.get("invalid_fields")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            name = str(entry.get("field") or "input").removeprefix("input.")
+            fields[name] = str(entry.get("description") or entry.get("type") or "invalid")
+    return fields
+
+
+def _progress(logs: object) -> int | None:
+    """Return the last percentage of a progress bar in the logs."""
+    found = _PERCENT.findall(logs[-4096:]) if isinstance(logs, str) else []
+    return min(int(found[-1]), 100) if found else None
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if 0 <= value < math.inf else None
+
+
+def _time(value: object) -> datetime | None:
+    """Read an RFC 3339 time; digits beyond microseconds are dropped."""
+    if not isinstance(value, str):
+        return None
+    try:
+        time = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return time if time.tzinfo else None
+
+
+def _seconds_between(start: object, end: object) -> float | None:
+    start_time, end_time = _time(start), _time(end)
+    if start_time is None or end_time is None:
+        return None
+    return _seconds((end_time - start_time).total_seconds())
+
+
+def _cut(value: Any, depth: int = 0) -> Any:
+    """Copy a JSON value without the parts that are too large to keep (inline files, logs)."""
+    if isinstance(value, str):
+        return value if len(value) <= _RAW_STRING_LIMIT else value[:_RAW_STRING_LIMIT] + "…"
+    if not isinstance(value, (dict, list)):
+        return value
+    if depth >= _RAW_DEPTH_LIMIT:
+        return "…"
+    if isinstance(value, list):
+        return [_cut(item, depth + 1) for item in value[:_RAW_ITEMS_LIMIT]]
+    items = list(value.items())[:_RAW_ITEMS_LIMIT]
+    return {_cut(key): _cut(item, depth + 1) for key, item in items}
+
+
+def _text(answer: Response) -> str:
+    return answer.body[: RAW_LIMIT * 4].decode("utf-8", "replace")[:RAW_LIMIT]
