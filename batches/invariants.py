@@ -6,6 +6,7 @@ Each takes one snapshot and may run on a live system. Files are looked up in sto
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.core.files.storage import default_storage
@@ -29,7 +30,7 @@ class Finding:
     examples: list[str]
 
 
-def _rows(sql: str, params: dict[str, object] | None = None) -> list[str]:
+def _rows(sql: str, params: dict[str, Any] | None = None) -> list[str]:
     with connection.cursor() as cursor:
         cursor.execute(sql, params or {})
         return [" ".join(str(value) for value in row) for row in cursor.fetchall()]
@@ -156,7 +157,7 @@ def _files() -> list[str]:
     broken += unknown(page)
     for image in Image.objects.only("file", "thumbnail").iterator(chunk_size=PAGE):
         for field in (image.file, image.thumbnail):
-            if not field.storage.exists(field.name):
+            if not field.name or not field.storage.exists(field.name):
                 broken.append(f"missing {field.name}")
     return broken
 

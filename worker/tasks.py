@@ -86,6 +86,8 @@ MAX_BLOCK_S = 300.0
 JITTER = 0.25
 # Outputs are gone within an hour, so the same one is fetched again quickly, and then no more.
 FETCH_DELAYS_S = (0.5, 2.0, 5.0, 15.0)
+# A file that is no image may have been cut off on its way: fetching again costs nothing.
+FETCH_LIMITS = {ErrorClass.DOWNLOAD_FAILED: len(FETCH_DELAYS_S), ErrorClass.BAD_OUTPUT: 1}
 # How long after our deadline the provider may take to confirm that it has stopped.
 CANCEL_GRACE_S = 60.0
 MIN_CANCEL_AFTER_S = 5
@@ -301,7 +303,7 @@ def download(self: Task, outcome: str, generation_id: str) -> str:
         image = _fetch(provider, url, generation, index)
         if isinstance(image, Failure):
             tries = self.request.retries
-            if image.error_class == ErrorClass.DOWNLOAD_FAILED and tries < len(FETCH_DELAYS_S):
+            if tries < FETCH_LIMITS.get(image.error_class, 0):
                 wait_s = FETCH_DELAYS_S[tries] * (1 + JITTER * random.random())
                 raise self.retry(countdown=max(wait_s, min(image.retry_after_s or 0, MAX_LOOK_S)))
             lifecycle.discard_files(stored)

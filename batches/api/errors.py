@@ -16,6 +16,7 @@ from drf_standardized_errors.handler import ExceptionHandler
 from drf_standardized_errors.types import ErrorResponse
 from rest_framework.exceptions import APIException, ErrorDetail, ParseError, ValidationError
 from rest_framework.response import Response
+from rest_framework.settings import api_settings
 
 from batches.intake import Problem
 
@@ -48,6 +49,13 @@ def problem(
     }
 
 
+def _place(attr: str | None) -> str | None:
+    """The dotted path of what is wrong; `None` is the body itself."""
+    if attr == api_settings.NON_FIELD_ERRORS_KEY:
+        return None
+    return attr and attr.removesuffix(f".{api_settings.NON_FIELD_ERRORS_KEY}")
+
+
 class _Formatter(ExceptionFormatter):
     def get_errors(self) -> list[Any]:
         return [] if isinstance(self.exc, InvalidRequest) else super().get_errors()
@@ -63,7 +71,8 @@ class _Formatter(ExceptionFormatter):
             code, detail = exc.default_code, str(exc.detail)
         elif isinstance(exc, ValidationError):
             errors = [
-                {"field": e.attr, "code": e.code, "detail": e.detail} for e in error_response.errors
+                {"field": _place(e.attr), "code": e.code, "detail": e.detail}
+                for e in error_response.errors
             ]
             code, detail = InvalidRequest.default_code, InvalidRequest.default_detail
         else:

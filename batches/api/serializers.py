@@ -48,6 +48,13 @@ class WholeNumberField(serializers.IntegerField):
         return super().to_internal_value(data)
 
 
+class NumberField(serializers.FloatField):
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool) or not isinstance(data, int | float):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
 @extend_schema_field(JSON_OBJECT)
 class ObjectField(serializers.JSONField):
     """A JSON object of at most `METADATA_MAX_BYTES`."""
@@ -93,7 +100,7 @@ class SettingsSerializer(StrictSerializer):
     height = WholeNumberField(required=False, min_value=1, max_value=16_384, help_text="Pixels.")
     aspect_ratio = TextField(required=False, max_length=20, help_text="Such as `16:9`.")
     steps = WholeNumberField(required=False, min_value=1, max_value=1_000)
-    guidance_scale = serializers.FloatField(required=False, min_value=0, max_value=100)
+    guidance_scale = NumberField(required=False, min_value=0, max_value=100)
     output_format = TextField(required=False, max_length=10, help_text="`webp`, `png` or `jpg`.")
     output_quality = WholeNumberField(required=False, min_value=0, max_value=100)
     parameters = ObjectField(
@@ -197,7 +204,7 @@ class NewGenerationSerializer(StrictSerializer):
     height = WholeNumberField(required=False, min_value=1, max_value=16_384)
     aspect_ratio = TextField(required=False, max_length=20)
     steps = WholeNumberField(required=False, min_value=1, max_value=1_000)
-    guidance_scale = serializers.FloatField(required=False, min_value=0, max_value=100)
+    guidance_scale = NumberField(required=False, min_value=0, max_value=100)
     output_format = TextField(required=False, max_length=10)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

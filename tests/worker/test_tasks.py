@@ -324,8 +324,12 @@ def test_an_output_that_is_no_image_is_generated_once_more(provider, media):
     html = "data:image/png;base64," + base64.b64encode(b"<html>no</html>").decode()
     provider.answers = [succeeded(html)]
     run(member)
+    with pytest.raises(Retry):  # fetched again first, which costs nothing
+        tasks.download.run("downloading", str(generation.pk))
+    tasks.download.push_request(retries=1)
     with pytest.raises(Ignore):
         tasks.download.run("downloading", str(generation.pk))
+    tasks.download.pop_request()
     generation.refresh_from_db()
     attempt = generation.attempts.get()
     assert (generation.status, attempt.outcome) == ("queued", "failed")
