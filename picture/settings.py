@@ -3,6 +3,7 @@
 A missing or malformed value stops the process with one line that names the variable.
 """
 
+import errno
 import os
 import secrets
 import sys
@@ -222,6 +223,12 @@ if STORAGE_BUCKET:
         },
     }
 else:
+    try:
+        MEDIA_ROOT.mkdir(parents=True, exist_ok=True)
+        if not os.access(MEDIA_ROOT, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        refuse("PICTURE_DATA_DIR", f"is not usable: {MEDIA_ROOT}: {error.strerror}")
     # A download that is run again writes its own key again instead of leaving a second file.
     _media = {
         "BACKEND": "django.core.files.storage.FileSystemStorage",

@@ -1,15 +1,13 @@
 """One stack of real processes for all acceptance tests, and a user's view of it."""
 
 import itertools
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import requests
 
-from picture.stack import ROOT, Stack
+from picture.stack import Stack
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 # What the test process has in its environment, and the stack is to bring along itself.
@@ -39,18 +37,6 @@ def wait_until(condition, *, timeout_s=60, every_s=0.05):
     return answer
 
 
-def manage(stack, *arguments):
-    return subprocess.run(
-        [sys.executable, "manage.py", *arguments],
-        cwd=ROOT,
-        env=stack.env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 class Client:
     """One user of the API."""
 
@@ -59,7 +45,7 @@ class Client:
         self.username = f"user{next(_names)}"
         self.http = requests.Session()
         self.http.trust_env = False
-        token = manage(stack, "create_token", self.username).stdout.strip()
+        token = stack.manage("create_token", self.username).stdout.strip()
         self.http.headers["Authorization"] = f"Bearer {token}"
 
     def call(self, method, path, status=200, **kwargs):
@@ -136,19 +122,14 @@ def simulator(stack):
 
 
 @pytest.fixture
-def client(stack):
-    return Client(stack)
+def new_client(stack):
+    """Makes clients; when the test is over, every invariant must hold."""
+    yield lambda: Client(stack)
+    stack.check()
+    answer = stack.manage("check_invariants")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
 @pytest.fixture
-def other_clients(stack):
-    return [Client(stack), Client(stack)]
-
-
-@pytest.fixture(autouse=True)
-def invariants_hold(stack):
-    """After every test, on the running stack."""
-    yield
-    stack.check()
-    answer = manage(stack, "check_invariants")
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+def client(new_client):
+    return new_client()

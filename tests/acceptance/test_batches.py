@@ -8,7 +8,7 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.acceptance.conftest import RETRY_DELAYS_S, Client, wait_until
+from tests.acceptance.conftest import RETRY_DELAYS_S, wait_until
 
 
 def test_a_batch_becomes_verified_files_that_its_owner_can_fetch(client, simulator):
@@ -72,9 +72,9 @@ def test_a_single_generation_needs_no_batch(client, simulator):
     assert generation["provider_id"] == simulator.charges(client.username)[0]["prediction_id"]
 
 
-def test_sixty_images_of_three_users_stay_within_the_caps(client, other_clients, simulator):
+def test_sixty_images_of_three_users_stay_within_the_caps(new_client, simulator):
     simulator.settings(run_seconds=2.0)
-    clients = [client, *other_clients]
+    clients = [new_client() for _ in range(3)]
     batches = [
         (one, one.submit([f"picture {number} of {batch}" for number in range(10)]))
         for batch in range(2)
@@ -91,9 +91,9 @@ def test_sixty_images_of_three_users_stay_within_the_caps(client, other_clients,
     assert stats["charges"] == 60
 
 
-def test_the_system_as_a_whole_stays_within_its_cap(stack, client, simulator):
+def test_the_system_as_a_whole_stays_within_its_cap(new_client, simulator):
     simulator.settings(run_seconds=1.0)
-    clients = [client, *(Client(stack) for _ in range(8))]
+    clients = [new_client() for _ in range(9)]
     batches = [(one, one.submit([f"picture {n}" for n in range(4)])) for one in clients]
     for one, batch in batches:
         assert one.finished(batch)["status"] == "completed"
