@@ -6,6 +6,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import task_prerun
+from kombu import Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "picture.settings")
 
@@ -20,6 +21,7 @@ def celery_url(redis_url: str) -> str:
     return redis_url
 
 
+QUEUES = ("generate", "download", "control", "webhooks")
 BROKER_URL = celery_url(settings.REDIS_URL)
 
 app = Celery("picture", include=["worker.tasks"])
@@ -59,6 +61,8 @@ app.conf.update(
     task_send_sent_event=True,
     worker_soft_shutdown_timeout=10,
     worker_hijack_root_logger=False,
+    task_queues=[Queue(name) for name in QUEUES],
+    task_create_missing_queues=False,
     task_default_queue="control",
     task_routes={
         "work.generate": {"queue": "generate"},

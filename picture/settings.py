@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -205,6 +206,7 @@ MAX_OUTPUT_PIXELS = 40_000_000
 MEDIA_ROOT = DATA_DIR / "media"
 STATIC_URL = "/static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
+warnings.filterwarnings("ignore", message="No directory at", module="whitenoise")
 # Serves the admin's and the API pages' assets out of their packages; no collectstatic step.
 WHITENOISE_USE_FINDERS = True
 STORAGE_BUCKET = text("STORAGE_BUCKET")
@@ -298,8 +300,14 @@ LOGGING = {
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
-    # Django logs every 4xx as a warning; the client has been told already.
-    "loggers": {"django.request": {"level": "ERROR"}},
+    "loggers": {
+        # Django logs every 4xx as a warning; the client has been told already.
+        "django.request": {"level": "ERROR"},
+        # Celery has two lines for every message, the beat's of each second among them; what
+        # happens to a generation is logged by the tasks themselves.
+        "celery.worker.strategy": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
+    },
 }
 
 # --- API -------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def _retry_or_fail(
         )
         if failure.retry_after_s is not None:
             delay_s = max(delay_s, min(failure.retry_after_s, MAX_BLOCK_S))
+    logger.info("generation %s: %s: %s", generation.pk, failure.error_class, failure.message)
     if retry:
         lifecycle.requeue_generation(
             generation=generation,
@@ -224,6 +225,7 @@ def generate(self: Task, generation_id: str, lease_id: str) -> str:
     if isinstance(answer, Failure):
         return _retry_or_fail(generation, running.lease_id, attempt, answer)
     if attempt.provider_id is None:
+        logger.info("generation %s: submitted as %s", generation_id, answer.id)
         lifecycle.record_submission(attempt=attempt, prediction=answer)
     if not answer.is_terminal:
         if left_s < -CANCEL_GRACE_S:
@@ -240,6 +242,7 @@ def generate(self: Task, generation_id: str, lease_id: str) -> str:
         if left_s <= 0:
             return _fail_late(generation, running.lease_id, attempt)
         return _retry_or_fail(generation, running.lease_id, attempt, answer.failure)
+    logger.info("generation %s: %s is done", generation_id, answer.id)
     lifecycle.begin_download(
         generation=generation,
         lease_id=running.lease_id,
@@ -310,6 +313,7 @@ def download(self: Task, outcome: str, generation_id: str) -> str:
             return _retry_or_fail(generation, None, attempt, image)
         stored.append(image)
     lifecycle.complete_generation(generation=generation, images=stored)
+    logger.info("generation %s: completed", generation_id)
     return GenerationStatus.COMPLETED
 
 

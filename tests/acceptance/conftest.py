@@ -1,6 +1,7 @@
 """One stack of real processes for all acceptance tests, and a user's view of it."""
 
 import itertools
+import tempfile
 import time
 from pathlib import Path
 
@@ -100,15 +101,19 @@ class Simulator:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory):
+def stack():
     env = dict.fromkeys(UNSET, "") | {"RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S))}
-    with Stack(
-        tmp_path_factory.mktemp("stack"),
-        env=env,
-        flower_login="watcher:secret",
-        simulator_options=("--seed", "1"),
-        durable=False,
-    ) as running:
+    # Not below pytest's own folder, which it closes to the user that PostgreSQL runs as.
+    with (
+        tempfile.TemporaryDirectory(prefix="picture-stack-") as folder,
+        Stack(
+            Path(folder),
+            env=env,
+            flower_login="watcher:secret",
+            simulator_options=("--seed", "1"),
+            durable=False,
+        ) as running,
+    ):
         yield running
 
 

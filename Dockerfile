@@ -1,0 +1,20 @@
+FROM python:3.11-slim
+
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PICTURE_DATA_DIR=/data
+
+RUN useradd --uid 10001 --create-home picture \
+    && install --directory --owner picture --group picture /data /data/beat /data/media
+WORKDIR /app
+
+COPY requirements.txt .
+RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
+
+COPY . .
+RUN SECRET_KEY=unused python manage.py collectstatic --noinput
+
+USER picture
+EXPOSE 8000
+CMD ["python", "-m", "uvicorn", "picture.asgi:application", "--host", "0.0.0.0", "--port", "8000", \
+     "--no-access-log", "--lifespan", "off", "--timeout-graceful-shutdown", "5"]
