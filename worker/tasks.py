@@ -14,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from statistics import median
+from typing import Any
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore
 from django.conf import settings
 from django.core.files import File
 from django.core.files.base import ContentFile
+from django.db import InterfaceError, OperationalError
 
 from batches import lifecycle, scheduling, wake
 from batches.models import (
@@ -170,10 +172,21 @@ def next_look_s(elapsed_s: float, usual: float) -> float:
     return min(max(wait_s, MIN_LOOK_S), MAX_LOOK_S)
 
 
+# --- A database that is away --------------------------------------------------------------------
+
+# A restart of the database puts a task off; only the rows know how far it had come.
+DATABASE_AWAY: dict[str, Any] = {
+    "autoretry_for": (OperationalError, InterfaceError),
+    "retry_backoff": True,
+    "retry_backoff_max": 30,
+    "max_retries": None,
+}
+
+
 # --- Admission ----------------------------------------------------------------------------------
 
 
-@shared_task(name="work.dispatch")
+@shared_task(name="work.dispatch", **DATABASE_AWAY)
 def dispatch() -> int:
     """Admit what may run now and publish it; how many were admitted."""
     wake.dispatch_begins()
@@ -189,7 +202,7 @@ def dispatch() -> int:
 # --- The two steps ------------------------------------------------------------------------------
 
 
-@shared_task(bind=True, name="work.generate", max_retries=None)
+@shared_task(bind=True, name="work.generate", **DATABASE_AWAY)
 def generate(self: Task, generation_id: str, lease_id: str) -> str:
     """Submit if that is still to do, then look once. Returns the status that was reached."""
     running = Generation.objects.running(generation_id)
@@ -291,7 +304,7 @@ def _cost_usd(generation: Generation, prediction: Prediction) -> Decimal:
     return (price or Decimal(0)) * len(prediction.outputs)
 
 
-@shared_task(bind=True, name="work.download", max_retries=None)
+@shared_task(bind=True, name="work.download", **DATABASE_AWAY)
 def download(self: Task, outcome: str, generation_id: str) -> str:
     """Fetch, verify and store the output. Steps aside when that is not what is to be done."""
     generation = Generation.objects.filter(
@@ -355,7 +368,7 @@ def _fetch(provider: Provider, url: str, generation: Generation, index: int) -> 
 # --- The end of a batch -------------------------------------------------------------------------
 
 
-@shared_task(name="work.finalise_batch")
+@shared_task(name="work.finalise_batch", **DATABASE_AWAY)
 def finalise_batch(batch_id: str) -> bool:
     """The chord's body."""
     return lifecycle.finalise_batch(batch_id=uuid.UUID(batch_id))

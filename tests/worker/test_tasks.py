@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from celery.exceptions import Ignore, Retry
 from django.core.files.storage import FileSystemStorage
+from django.db import OperationalError
 from django.db.models.functions import Now
 from django.utils import timezone
 from PIL import Image as Pillow
@@ -85,7 +86,7 @@ def retries(monkeypatch):
     """What the tasks put off, in seconds; the broker is not part of these tests."""
     countdowns = []
 
-    def retry(countdown):
+    def retry(countdown, exc=None, **options):
         countdowns.append(countdown)
         return Retry(when=countdown)
 
@@ -370,6 +371,21 @@ def test_a_full_disk_is_retried_without_paying_again(provider, monkeypatch, retr
             tasks.download.run("downloading", str(generation.pk))
     assert tasks.download.run("downloading", str(generation.pk)) == "completed"
     assert len(provider.submitted) == 1
+
+
+def test_a_database_that_is_away_puts_the_task_off(provider, monkeypatch, retries):
+    _, member = start()
+
+    def away(*args):
+        raise OperationalError("the database system is shutting down")
+
+    with monkeypatch.context() as database:
+        database.setattr(tasks.Generation.objects, "running", away)
+        with pytest.raises(Retry):
+            run(member)
+    assert len(retries) == 1
+    provider.answers = [succeeded()]
+    assert run(member) == "downloading"
 
 
 def test_the_sweep_finalises_a_batch_whose_chord_was_lost(provider):
