@@ -106,7 +106,10 @@ class Batch(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     owner = models.ForeignKey(
-        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="batches"
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        related_name="batches",
+        db_index=False,  # `batch_owner_recent` serves
     )
     name = models.CharField(max_length=200, blank=True)
     status = models.CharField(max_length=12, choices=BatchStatus, default=BatchStatus.PENDING)
@@ -229,10 +232,18 @@ class Generation(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     owner = models.ForeignKey(
-        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="generations"
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        related_name="generations",
+        db_index=False,  # `generation_owner_recent` serves
     )
     batch = models.ForeignKey(
-        Batch, on_delete=models.CASCADE, related_name="generations", null=True, blank=True
+        Batch,
+        on_delete=models.CASCADE,
+        related_name="generations",
+        null=True,
+        blank=True,
+        db_index=False,  # `generation_place_in_batch` serves
     )
     index = models.PositiveIntegerField(default=0, help_text="Place within the batch, from 0.")
     status = models.CharField(
@@ -289,9 +300,7 @@ class Generation(models.Model):
                 condition=Q(status="queued", not_before__isnull=False),
             ),
             models.Index(
-                fields=["status", "started_at"],
-                name="generation_running",
-                condition=Q(status__in=("processing", "downloading")),
+                fields=["custom_id"], name="generation_custom_id", condition=Q(custom_id__gt="")
             ),
             models.Index(fields=["owner", "-created_at", "-id"], name="generation_owner_recent"),
             models.Index(fields=["-created_at", "-id"], name="generation_recent"),
@@ -354,7 +363,12 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
 class Attempt(models.Model):
     """One submission to a provider. The row is committed before the request is sent."""
 
-    generation = models.ForeignKey(Generation, on_delete=models.CASCADE, related_name="attempts")
+    generation = models.ForeignKey(
+        Generation,
+        on_delete=models.CASCADE,
+        related_name="attempts",
+        db_index=False,  # `attempt_number` serves
+    )
     number = models.PositiveSmallIntegerField(help_text="From 1 within the generation.")
     provider = models.CharField(max_length=40)
     model = models.CharField(max_length=200)
@@ -433,9 +447,17 @@ class Image(models.Model):
     """One verified file in storage, with its thumbnail."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    generation = models.ForeignKey(Generation, on_delete=models.CASCADE, related_name="images")
+    generation = models.ForeignKey(
+        Generation,
+        on_delete=models.CASCADE,
+        related_name="images",
+        db_index=False,  # `image_place_in_generation` serves
+    )
     owner = models.ForeignKey(
-        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="images"
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        related_name="images",
+        db_index=False,  # `image_owner_recent` serves
     )
     index = models.PositiveSmallIntegerField(default=0)
     file = models.FileField(upload_to=image_key, max_length=300)

@@ -45,6 +45,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
+def assets_on_demand(settings):
+    """Without it, every test client has WhiteNoise scan the packages for static files."""
+    settings.WHITENOISE_AUTOREFRESH = True
+
+
+@pytest.fixture(autouse=True)
 def media(settings, tmp_path):
     """Files of each test in a folder of its own."""
     settings.STORAGES = {
