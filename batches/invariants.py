@@ -53,9 +53,9 @@ def _submissions() -> list[str]:
         SELECT generation_id, number FROM batches_attempt
         WHERE (provider_id IS NULL) <> (submitted_at IS NULL)
         UNION ALL
-        SELECT generation.id, generation.attempt_count FROM batches_generation generation
-        WHERE attempt_count <> (
-            SELECT count(*) FROM batches_attempt WHERE generation_id = generation.id)
+        SELECT attempt.generation_id, attempt.number FROM batches_attempt attempt
+        JOIN batches_generation generation ON generation.id = attempt.generation_id
+        WHERE attempt.number NOT BETWEEN 1 AND generation.attempt_count
         """
     )
 

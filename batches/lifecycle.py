@@ -176,19 +176,21 @@ def start_generations(
         generation_ids,
         GenerationStatus.PROCESSING,
         started_at=Coalesce("started_at", Now()),
+        attempt_count=F("attempt_count") + 1,
         progress=0,
     )
     if batch_ids:
         _move_batches(Q(pk__in=batch_ids), BatchStatus.PROCESSING, started_at=Now())
 
 
-@transaction.atomic
 def begin_attempt(*, generation: Generation) -> Attempt:
-    """Record that a submission is about to be made. Must be committed before it is."""
-    Generation.objects.filter(pk=generation.pk).update(attempt_count=F("attempt_count") + 1)
+    """Record that a submission is about to be made. Must be committed before it is.
+
+    Raises IntegrityError when this admission has begun its one attempt already.
+    """
     return Attempt.objects.create(
         generation=generation,
-        number=generation.attempt_count + 1,
+        number=generation.attempt_count,
         provider=generation.provider,
         model=generation.model,
     )

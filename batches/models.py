@@ -13,7 +13,7 @@ from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.postgres.fields import ArrayField
 from django.db import connection, models
-from django.db.models import F, Q
+from django.db.models import F, FilteredRelation, Q
 from django.db.models.functions import JSONObject, Now
 
 from generation.provider import ErrorClass
@@ -175,31 +175,42 @@ class Batch(models.Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class AtWork:
+    """`attempt` is the one of the current admission, `None` before it is begun.
+
+    `now` and `elapsed_s`, the seconds since the generation first started, are by the
+    database's clock.
+    """
+
     generation: "Generation"
-    lease_id: uuid.UUID
+    lease_id: uuid.UUID | None
+    attempt: "Attempt | None"
     now: datetime
-    started_at: datetime
+    elapsed_s: float
 
 
 class GenerationQuerySet(models.QuerySet["Generation"]):
     def owned_by(self, user_id: int) -> Self:
         return self.filter(owner_id=user_id)
 
-    def running(self, generation_id: str) -> Running | None:
-        """A generation that holds a slot, with the time by the database's clock."""
-        generation: Any = (
-            self.filter(pk=generation_id, status=GenerationStatus.PROCESSING)
-            .exclude(lease=None)
+    def at_work(self, generation_id: str, status: GenerationStatus) -> AtWork | None:
+        """A generation in that status with all that its task needs, in one query."""
+        row: Any = (
+            self.filter(pk=generation_id, status=status)
             .annotate(
-                lease_id=F("lease__id"),
+                current=FilteredRelation(
+                    "attempts", condition=Q(attempts__number=F("attempt_count"))
+                ),
+                held_by=F("lease__id"),
                 now=models.ExpressionWrapper(Now(), output_field=models.DateTimeField()),
             )
+            .select_related("current")  # type: ignore[misc]  # the stubs do not know the relation
             .first()
         )
-        if generation is None:
+        if row is None:
             return None
-        return Running(generation, generation.lease_id, generation.now, generation.started_at)
+        elapsed_s = (row.now - row.started_at).total_seconds()
+        return AtWork(row, row.held_by, getattr(row, "current", None), row.now, elapsed_s)
 
     def with_images(self) -> Self:
         """Adds `image_rows`, the images as dicts in order, in the same query."""
@@ -264,7 +275,9 @@ class Generation(models.Model):
     provider = models.CharField(max_length=40, help_text="Also the name of its pool.")
 
     progress = models.PositiveSmallIntegerField(default=0)
-    attempt_count = models.PositiveSmallIntegerField(default=0)
+    attempt_count = models.PositiveSmallIntegerField(
+        default=0, help_text="Admissions; each may make one submission."
+    )
     retry_count = models.PositiveSmallIntegerField(
         default=0, help_text="Attempts that failed and were followed by another."
     )
@@ -348,9 +361,6 @@ class AttemptOutcome(models.TextChoices):
 
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
-    def open(self) -> Self:
-        return self.filter(outcome=AttemptOutcome.OPEN)
-
     def recent_run_times(self, model: str, limit: int = 20) -> list[float]:
         """Seconds from acceptance to result of the model's latest successes, newest first."""
         return list(
@@ -369,7 +379,9 @@ class Attempt(models.Model):
         related_name="attempts",
         db_index=False,  # `attempt_number` serves
     )
-    number = models.PositiveSmallIntegerField(help_text="From 1 within the generation.")
+    number = models.PositiveSmallIntegerField(
+        help_text="The `attempt_count` of the admission that it belongs to."
+    )
     provider = models.CharField(max_length=40)
     model = models.CharField(max_length=200)
     provider_id = models.CharField(  # noqa: DJ001  (unique, so "none yet" must be null)

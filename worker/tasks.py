@@ -205,19 +205,18 @@ def dispatch() -> int:
 @shared_task(bind=True, name="work.generate", **DATABASE_AWAY)
 def generate(self: Task, generation_id: str, lease_id: str) -> str:
     """Submit if that is still to do, then look once. Returns the status that was reached."""
-    running = Generation.objects.running(generation_id)
-    if running is None:
+    work = Generation.objects.at_work(generation_id, GenerationStatus.PROCESSING)
+    if work is None:
         return _status_or_ignore(generation_id)
-    if str(running.lease_id) != lease_id:
+    if work.lease_id is None or str(work.lease_id) != lease_id:
         raise Ignore
-    generation, now = running.generation, running.now
-    left_s = settings.GENERATION_DEADLINE - (now - running.started_at).total_seconds()
+    generation, attempt = work.generation, work.attempt
+    left_s = settings.GENERATION_DEADLINE - work.elapsed_s
     provider = get_provider(generation.provider)
-    attempt = generation.attempts.open().first()
 
     if attempt is None:
         if left_s <= 0:
-            return _fail_late(generation, running.lease_id, None)
+            return _fail_late(generation, work.lease_id, None)
         attempt = lifecycle.begin_attempt(generation=generation)
         answer = _submit(provider, generation, left_s)
     elif attempt.provider_id is None:
@@ -229,22 +228,25 @@ def generate(self: Task, generation_id: str, lease_id: str) -> str:
         answer = (provider.fetch if left_s > 0 else provider.cancel)(attempt.provider_id)
         if isinstance(answer, Failure):
             if left_s < -CANCEL_GRACE_S:
-                return _fail_late(generation, running.lease_id, attempt)
+                return _fail_late(generation, work.lease_id, attempt)
             if answer.error_class != ErrorClass.NOT_FOUND:
                 # Not being able to look says nothing about the work.
                 logger.warning("generation %s: cannot look: %s", generation_id, answer.message)
                 raise self.retry(countdown=answer.retry_after_s or MAX_LOOK_S)
 
     if isinstance(answer, Failure):
-        return _retry_or_fail(generation, running.lease_id, attempt, answer)
+        return _retry_or_fail(generation, work.lease_id, attempt, answer)
     if attempt.provider_id is None:
         logger.info("generation %s: submitted as %s", generation_id, answer.id)
-        lifecycle.record_submission(attempt=attempt, prediction=answer)
+        if not answer.outputs:  # else it is recorded together with them
+            lifecycle.record_submission(attempt=attempt, prediction=answer)
     if not answer.is_terminal:
         if left_s < -CANCEL_GRACE_S:
-            return _fail_late(generation, running.lease_id, attempt)
+            return _fail_late(generation, work.lease_id, attempt)
         usual = usual_s(generation.model)
-        elapsed_s = (now - attempt.submitted_at).total_seconds() if attempt.submitted_at else 0.0
+        elapsed_s = (
+            (work.now - attempt.submitted_at).total_seconds() if attempt.submitted_at else 0.0
+        )
         progress = answer.progress
         if progress is None:
             progress = min(int(100 * elapsed_s / usual), 95)
@@ -253,12 +255,12 @@ def generate(self: Task, generation_id: str, lease_id: str) -> str:
         raise self.retry(countdown=next_look_s(elapsed_s, usual))
     if answer.failure is not None:
         if left_s <= 0:
-            return _fail_late(generation, running.lease_id, attempt)
-        return _retry_or_fail(generation, running.lease_id, attempt, answer.failure)
+            return _fail_late(generation, work.lease_id, attempt)
+        return _retry_or_fail(generation, work.lease_id, attempt, answer.failure)
     logger.info("generation %s: %s is done", generation_id, answer.id)
     lifecycle.begin_download(
         generation=generation,
-        lease_id=running.lease_id,
+        lease_id=work.lease_id,
         attempt=attempt,
         prediction=answer,
         cost_usd=_cost_usd(generation, answer),
@@ -307,12 +309,11 @@ def _cost_usd(generation: Generation, prediction: Prediction) -> Decimal:
 @shared_task(bind=True, name="work.download", **DATABASE_AWAY)
 def download(self: Task, outcome: str, generation_id: str) -> str:
     """Fetch, verify and store the output. Steps aside when that is not what is to be done."""
-    generation = Generation.objects.filter(
-        pk=generation_id, status=GenerationStatus.DOWNLOADING
-    ).first()
-    if generation is None:
+    work = Generation.objects.at_work(generation_id, GenerationStatus.DOWNLOADING)
+    if work is None:
         return _status_or_ignore(generation_id)
-    attempt = generation.attempts.order_by("-number")[0]
+    generation, attempt = work.generation, work.attempt
+    assert attempt is not None  # what put it into this status
     provider = get_provider(generation.provider)
     stored: list[Image] = []
     for index, url in enumerate(attempt.outputs):

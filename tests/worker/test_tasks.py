@@ -57,7 +57,7 @@ class ScriptedProvider:
 
     def submit(self, request):
         # Committed before the request leaves: that is what makes a second one impossible.
-        assert Attempt.objects.open().filter(provider_id=None).exists()
+        assert Attempt.objects.filter(outcome="open", provider_id=None).exists()
         self.submitted.append(request)
         return self.answers.pop(0)
 
@@ -380,7 +380,7 @@ def test_a_database_that_is_away_puts_the_task_off(provider, monkeypatch, retrie
         raise OperationalError("the database system is shutting down")
 
     with monkeypatch.context() as database:
-        database.setattr(tasks.Generation.objects, "running", away)
+        database.setattr(tasks.Generation.objects, "at_work", away)
         with pytest.raises(Retry):
             run(member)
     assert len(retries) == 1
