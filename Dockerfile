@@ -12,7 +12,6 @@ COPY requirements.txt .
 RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
 
 COPY . .
-RUN SECRET_KEY=unused python manage.py collectstatic --noinput
 
 USER picture
 EXPOSE 8000

@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack
 
 # Commands that bring the servers up themselves, or need none.
-WITHOUT_SERVICES = {"run", "demo", "help", "version", "spectacular", "collectstatic"}
+WITHOUT_SERVICES = {"run", "demo", "help", "version", "spectacular"}
 
 
 def main() -> None:

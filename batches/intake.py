@@ -64,15 +64,20 @@ def plan_generations(
     style: str = "",
     genre: str = "",
     at: str = "prompts.{}.",
+    flat: bool = False,
     rand: Random | None = None,
 ) -> list[NewGeneration] | list[Problem]:
-    """Plan every prompt, or list every problem. `at` is where prompt number n stands."""
+    """Plan every prompt, or list every problem.
+
+    `at` is where prompt number n stands. `flat`: the settings stand beside the prompt, and the
+    model is called `model_id` there.
+    """
     rand = rand or SystemRandom()
     planned: list[NewGeneration] = []
     problems: dict[tuple[str, str], Problem] = {}
     seeds = {prompt.seed for prompt in prompts}
     for index, prompt in enumerate(prompts):
-        answer = _plan(prompt, shared, style, genre, at.format(index), seeds, rand)
+        answer = _plan(prompt, shared, style, genre, at.format(index), flat, seeds, rand)
         if isinstance(answer, NewGeneration):
             planned.append(answer)
         else:
@@ -87,6 +92,7 @@ def _plan(
     style: str,
     genre: str,
     at: str,
+    flat: bool,
     seeds: set[int | None],
     rand: Random,
 ) -> NewGeneration | list[Problem]:
@@ -97,6 +103,8 @@ def _plan(
         if name in ("prompt", "negative_prompt", "seed"):
             own = {"prompt": "text"}.get(name, name) if at.startswith("prompts") else name
             return f"{at}{own}"
+        if flat:
+            return {"model": "model_id"}.get(name, name)
         top = name.split(".")[0]
         return f"{at}settings.{name}" if top in prompt.settings else f"settings.{name}"
 

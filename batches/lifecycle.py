@@ -342,7 +342,9 @@ def discard_files(images: Sequence[Image]) -> None:
 @transaction.atomic
 def delete_image(*, image: Image) -> None:
     """Delete an image: its row now, its files once that is certain."""
-    Image.objects.filter(pk=image.pk).delete()
+    deleted, _ = Image.objects.filter(pk=image.pk).delete()
+    if not deleted:
+        return
     Generation.objects.filter(pk=image.generation_id).update(
         deleted_image_count=F("deleted_image_count") + 1, version=F("version") + 1
     )

@@ -2,15 +2,79 @@
 
 Django's synchronous stack runs on a bounded set of long-lived threads. Under Django's own ASGI
 handler every request gets a thread of its own, and with it a new database connection.
+
+A thread is taken when the request is complete: bodies are bounded, so they are read here first,
+and a client that sends slowly, or never ends, holds nobody up.
 """
 
+import asyncio
 import os
+import string
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "picture.settings")
 
 from a2wsgi import WSGIMiddleware
+from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 
 WEB_THREADS = 8
+BODY_TIMEOUT_S = 20.0
 
-application = WSGIMiddleware(get_wsgi_application(), workers=WEB_THREADS)  # type: ignore[arg-type]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_django = WSGIMiddleware(get_wsgi_application(), workers=WEB_THREADS)  # type: ignore[arg-type]
+
+
+async def application(scope: Message, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        return
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = await _read_body(receive)
+    except TimeoutError:
+        await send({"type": "http.response.start", "status": 408, "headers": []})
+        await send({"type": "http.response.body"})
+        return
+    if body is None:
+        return
+    await _django(_complete(scope, body), _replay(body, receive), send)  # type: ignore[arg-type]
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """The body, or of one that is too large a byte more than allowed; `None`: the client left."""
+    body = bytearray()
+    while len(body) <= settings.MAX_BODY_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    return bytes(body[: settings.MAX_BODY_BYTES + 1])
+
+
+def _complete(scope: Message, body: bytes) -> Message:
+    """The scope with the body's length, and with nothing in it that WSGI cannot hold."""
+    headers = [
+        (name, value)
+        for name, value in scope["headers"]
+        if name not in (b"content-length", b"transfer-encoding")
+    ]
+    if body:
+        headers.append((b"content-length", str(len(body)).encode()))
+    query = quote(scope["query_string"], safe=string.punctuation).encode()
+    return {**scope, "headers": headers, "query_string": query}
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

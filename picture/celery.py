@@ -30,13 +30,17 @@ app.conf.update(
     result_backend=BROKER_URL,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
-    broker_connection_timeout=2,
+    broker_connection_timeout=1,
     broker_transport_options={
         # Must outlast the longest task and every countdown, or a second copy starts.
         "visibility_timeout": 300,
         "unacked_restore_interval": 5,
         "unacked_restore_throttle": 1,
-        "socket_connect_timeout": 2,
+        # Of a publisher: it gives up within half a second. A worker goes on trying for ever.
+        "max_retries": 2,
+        "interval_start": 0.1,
+        "interval_step": 0.2,
+        "socket_connect_timeout": 1,
         # Longer than the broker's blocking read, which redis-py's own 5 s would cut short.
         "socket_timeout": 30,
         "socket_keepalive": True,

@@ -7,7 +7,6 @@ import errno
 import os
 import secrets
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -205,8 +204,6 @@ MAX_OUTPUT_PIXELS = 40_000_000
 # --- Files -----------------------------------------------------------------------------------
 MEDIA_ROOT = DATA_DIR / "media"
 STATIC_URL = "/static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
-warnings.filterwarnings("ignore", message="No directory at", module="whitenoise")
 # Serves the admin's and the API pages' assets out of their packages; no collectstatic step.
 WHITENOISE_USE_FINDERS = True
 STORAGE_BUCKET = text("STORAGE_BUCKET")

@@ -31,6 +31,8 @@ DATA_DIR = Path(os.environ["PICTURE_DATA_DIR"])
 os.environ["REDIS_URL"] = embedded.urls(DATA_DIR).redis_url.replace("db=0", f"db={worker_number}")
 os.environ["DJANGO_SETTINGS_MODULE"] = "picture.settings"
 django.setup()
+# pytest-django would load the settings of each xdist worker before its own Redis is named above.
+del os.environ["DJANGO_SETTINGS_MODULE"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,14 +1,19 @@
 """Rows for tests, made the way the product makes them."""
 
+import hashlib
+import io
 import itertools
 from typing import Any
 
+import PIL.Image
 from django.contrib.auth import get_user_model
+from django.core.files.base import ContentFile
+from django.db.models.functions import Now
 from knox.models import get_token_model
 
 from batches import lifecycle
 from batches.lifecycle import NewGeneration
-from batches.models import Batch, Generation
+from batches.models import Batch, Generation, GenerationStatus, Image, Lane
 
 MODEL = "black-forest-labs/flux-schnell"
 _numbers = itertools.count(1)
@@ -51,3 +56,38 @@ def make_generation(owner: Any = None, **overrides: Any) -> Generation:
     return lifecycle.submit_generation(
         owner_id=owner.pk, generation=new_generation(**overrides), priority=priority
     )
+
+
+def picture(image_format: str = "png", size: tuple[int, int] = (8, 6)) -> bytes:
+    """The bytes of a real picture."""
+    stored = io.BytesIO()
+    PIL.Image.new("RGB", size, (200, 40, 40)).save(stored, format=image_format)
+    return stored.getvalue()
+
+
+def make_image(generation: Generation | None = None, *, image_format: str = "png") -> Image:
+    """A stored image of a generation that is completed by it."""
+    generation = generation or make_generation()
+    Generation.objects.filter(pk=generation.pk).update(
+        status=GenerationStatus.COMPLETED,
+        progress=100,
+        attempt_count=1,
+        started_at=Now(),
+        downloading_at=Now(),
+        finished_at=Now(),
+    )
+    Lane.objects.dequeue(generation.owner_id, 1)
+    data = picture(image_format)
+    image = Image(
+        generation=generation,
+        owner_id=generation.owner_id,
+        format=image_format,
+        width=8,
+        height=6,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    image.file.save(f"0.{image_format}", ContentFile(data), save=False)
+    image.thumbnail.save("0-thumbnail.webp", ContentFile(picture("webp")), save=False)
+    image.save()
+    return image

@@ -1,7 +1,6 @@
 """Image files over HTTP, by a signed address or to their owner."""
 
 import uuid
-from typing import Any
 
 from django.conf import settings
 from django.core.signing import BadSignature, TimestampSigner
@@ -14,6 +13,7 @@ from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from batches.api.negotiation import JSONAlways
 from batches.models import Image
 
 URL_LIFETIME_S = 300
@@ -35,6 +35,7 @@ class ImageFileView(APIView):
     """The bytes of an image, or of its thumbnail."""
 
     permission_classes = (AllowAny,)
+    content_negotiation_class = JSONAlways
     part = "file"
 
     @extend_schema(
@@ -76,7 +77,3 @@ class ImageFileView(APIView):
         if not request.user.is_authenticated:
             raise NotAuthenticated
         return Image.objects.owned_by(request.user.pk)
-
-
-def views() -> dict[str, Any]:
-    return {part: ImageFileView.as_view(part=part) for part in ("file", "thumbnail")}

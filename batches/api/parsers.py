@@ -7,10 +7,13 @@ from typing import IO, Any, NoReturn
 
 from django.conf import settings
 from rest_framework.exceptions import APIException, ParseError
-from rest_framework.parsers import JSONParser
+from rest_framework.parsers import BaseParser
+
+MAX_DEPTH = 32
 
 # The escapes of what JSON may hold and PostgreSQL's text may not: NUL and lone surrogates.
 _SUSPECT = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
+_NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
 
 
 class BodyTooLarge(APIException):
@@ -21,8 +24,13 @@ class BodyTooLarge(APIException):
         super().__init__(f"The body may be at most {settings.MAX_BODY_BYTES:,} bytes.")
 
 
-class BoundedJSONParser(JSONParser):
-    """Strict JSON of at most `MAX_BODY_BYTES`."""
+class BoundedJSONParser(BaseParser):
+    """Strict JSON of at most `MAX_BODY_BYTES`, nested at most `MAX_DEPTH` deep.
+
+    Not a `JSONParser`: to that one the framework hands the whole body, read beforehand.
+    """
+
+    media_type = "application/json"
 
     def parse(
         self,
@@ -35,6 +43,8 @@ class BoundedJSONParser(JSONParser):
             raise BodyTooLarge
         try:
             data = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+            if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+                _refuse_nesting(data)
             if _SUSPECT.search(body):
                 _refuse_unstorable(data)
         except (ValueError, RecursionError) as error:
@@ -46,8 +56,22 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _refuse_nesting(data: Any) -> None:
+    # What reads and writes the data later is recursive.
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    if level:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
 def _refuse_unstorable(data: Any) -> None:
     text = json.dumps(data, ensure_ascii=False)
     text.encode()  # a lone surrogate raises UnicodeEncodeError, a ValueError
-    if "\\u0000" in text:
+    if _NUL.search(text):
         raise ValueError("it contains the NUL character")

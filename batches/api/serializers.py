@@ -27,6 +27,7 @@ from batches.models import (
 from generation.catalogue import PROMPT_MAX_LENGTH
 
 METADATA_MAX_BYTES = 4_096
+UNKNOWN_FIELDS_TOLD = 20
 JSON_OBJECT = {"type": "object", "additionalProperties": True}
 
 # --- What is taken ------------------------------------------------------------------------------
@@ -77,6 +78,16 @@ class ObjectField(serializers.JSONField):
         return super().to_internal_value(data)
 
 
+class ShortListField(serializers.ListField):
+    """A list that is refused by its length before its items are looked at."""
+
+    def to_internal_value(self, data: Any) -> list[Any]:
+        assert self.max_length is not None
+        if isinstance(data, list) and len(data) > self.max_length:
+            self.fail("max_length", max_length=self.max_length)
+        return super().to_internal_value(data)
+
+
 class StrictSerializer(serializers.Serializer):
     """Refuses fields that it does not know: a misspelt option must not be dropped silently."""
 
@@ -86,16 +97,15 @@ class StrictSerializer(serializers.Serializer):
             raise serializers.ValidationError(
                 {
                     name: [ErrorDetail(f"Unknown field; known are {known}.", code="unknown_field")]
-                    for name in sorted(unknown)
+                    for name in sorted(unknown)[:UNKNOWN_FIELDS_TOLD]
                 }
             )
         return super().to_internal_value(data)
 
 
-class SettingsSerializer(StrictSerializer):
-    """How to make a picture, in one vocabulary for all models; see `GET models/` for each."""
+class CommonSettings(StrictSerializer):
+    """One vocabulary for all models; see `GET models/` for what each takes."""
 
-    model = TextField(required=False, max_length=200, help_text=f"Default `{DEFAULT_MODEL}`.")
     width = WholeNumberField(required=False, min_value=1, max_value=16_384, help_text="Pixels.")
     height = WholeNumberField(required=False, min_value=1, max_value=16_384, help_text="Pixels.")
     aspect_ratio = TextField(required=False, max_length=20, help_text="Such as `16:9`.")
@@ -108,8 +118,15 @@ class SettingsSerializer(StrictSerializer):
     )
 
 
-class PromptSerializer(StrictSerializer):
-    text = TextField(max_length=PROMPT_MAX_LENGTH)
+class SettingsSerializer(CommonSettings):
+    """How to make a picture, in one vocabulary for all models; see `GET models/` for each."""
+
+    model = TextField(required=False, max_length=200, help_text=f"Default `{DEFAULT_MODEL}`.")
+
+
+class PromptFields(StrictSerializer):
+    """What belongs to one prompt, whatever it is for."""
+
     name = TextField(required=False, default="", allow_blank=True, max_length=200)
     negative_prompt = TextField(
         required=False, default="", allow_blank=True, max_length=PROMPT_MAX_LENGTH
@@ -117,6 +134,10 @@ class PromptSerializer(StrictSerializer):
     seed = WholeNumberField(required=False, default=None, min_value=0, max_value=2**32 - 1)
     custom_id = TextField(required=False, default="", allow_blank=True, max_length=200)
     metadata = ObjectField(required=False, default=dict)
+
+
+class PromptSerializer(PromptFields):
+    text = TextField(max_length=PROMPT_MAX_LENGTH)
     settings = SettingsSerializer(required=False, default=dict)
 
 
@@ -141,7 +162,7 @@ class NewBatchSerializer(StrictSerializer):
     priority = WholeNumberField(
         required=False, default=PRIORITY_BATCH, min_value=PRIORITY_MIN, max_value=PRIORITY_MAX
     )
-    tags = serializers.ListField(
+    tags = ShortListField(
         child=TextField(max_length=50), required=False, default=list, max_length=20
     )
 
@@ -177,20 +198,12 @@ class NewBatchSerializer(StrictSerializer):
         return [first] + [others] * (data.get("count", 1) - 1)
 
 
-FLAT_SETTINGS = ("width", "height", "aspect_ratio", "steps", "guidance_scale", "output_format")
-
-
-class NewGenerationSerializer(StrictSerializer):
+class NewGenerationSerializer(PromptFields, CommonSettings):
     """`settings` as in a batch, or the same fields flat, with `model_id` for the model."""
 
     prompt = TextField(max_length=PROMPT_MAX_LENGTH)
-    name = TextField(required=False, default="", allow_blank=True, max_length=200)
-    negative_prompt = TextField(
-        required=False, default="", allow_blank=True, max_length=PROMPT_MAX_LENGTH
-    )
-    seed = WholeNumberField(required=False, default=None, min_value=0, max_value=2**32 - 1)
-    custom_id = TextField(required=False, default="", allow_blank=True, max_length=200)
-    metadata = ObjectField(required=False, default=dict)
+    model_id = TextField(required=False, max_length=200)
+    settings = SettingsSerializer(required=False)
     style = TextField(  # type: ignore[assignment]
         required=False, default="", allow_blank=True, max_length=100
     )
@@ -198,34 +211,29 @@ class NewGenerationSerializer(StrictSerializer):
     priority = WholeNumberField(
         required=False, default=PRIORITY_SINGLE, min_value=PRIORITY_MIN, max_value=PRIORITY_MAX
     )
-    settings = SettingsSerializer(required=False)
-    model_id = TextField(required=False, max_length=200)
-    width = WholeNumberField(required=False, min_value=1, max_value=16_384)
-    height = WholeNumberField(required=False, min_value=1, max_value=16_384)
-    aspect_ratio = TextField(required=False, max_length=20)
-    steps = WholeNumberField(required=False, min_value=1, max_value=1_000)
-    guidance_scale = NumberField(required=False, min_value=0, max_value=100)
-    output_format = TextField(required=False, max_length=10)
+
+    is_flat = False
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        flat = {name: attrs.pop(name) for name in FLAT_SETTINGS if name in attrs}
+        flat = {name: attrs.pop(name) for name in _names(CommonSettings) if name in attrs}
         if "model_id" in attrs:
             flat["model"] = attrs.pop("model_id")
         if flat and "settings" in attrs:
             given = "model_id" if "model" in flat else next(iter(flat))
             _refuse(given, "conflict", f"`{given}` cannot be combined with `settings`.")
+        self.is_flat = bool(flat)
         attrs.setdefault("settings", flat)
         return attrs
 
     def asked(self) -> PromptAsked:
         data = self.validated_data
         return PromptAsked(
-            text=data["prompt"],
-            **{
-                name: data[name]
-                for name in ("negative_prompt", "seed", "name", "custom_id", "metadata")
-            },
+            text=data["prompt"], **{name: data[name] for name in _names(PromptFields)}
         )
+
+
+def _names(serializer: type[StrictSerializer]) -> list[str]:
+    return [str(name) for name in serializer._declared_fields]
 
 
 def _refuse(name: str, code: str, detail: str) -> None:

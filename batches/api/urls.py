@@ -1,9 +1,19 @@
+from typing import NoReturn
+
+from django.http import Http404, HttpRequest
 from django.urls import URLPattern, URLResolver, include, path
+from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
 from rest_framework.routers import SimpleRouter
 
 from batches.api import views
 from batches.api.files import ImageFileView
+
+
+@csrf_exempt
+def nowhere(request: HttpRequest, unknown: str) -> NoReturn:
+    raise Http404
+
 
 router = SimpleRouter(use_regex_path=False)
 router.register("batches", views.BatchView, basename="batch")
@@ -20,11 +30,17 @@ v1: list[URLPattern | URLResolver] = [
     ),
     path("models/", views.ModelListView.as_view(), name="model-list"),
     path("models/<str:owner>/<str:name>/", views.ModelView.as_view(), name="model-detail"),
+    # Without it an address without its last slash is redirected, and a POST becomes a GET.
+    path("<path:unknown>", nowhere, name="nowhere"),
 ]
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("v1/", include(v1)),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     path("docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
-    path("redoc/", SpectacularRedocView.as_view(url_name="schema"), name="redoc"),
+    path(
+        "redoc/",
+        SpectacularRedocView.as_view(url_name="schema", template_name="batches/redoc.html"),
+        name="redoc",
+    ),
 ]

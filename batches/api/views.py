@@ -1,11 +1,14 @@
 """The REST API of batches, generations, images and models."""
 
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
 from django.http import Http404
 from django_filters import rest_framework as filters
+from django_filters.fields import IsoDateTimeField
 from drf_spectacular.utils import (
     OpenApiExample,
     OpenApiParameter,
@@ -15,7 +18,6 @@ from drf_spectacular.utils import (
 )
 from rest_framework import mixins, status
 from rest_framework.generics import GenericAPIView
-from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -24,6 +26,8 @@ from rest_framework.viewsets import GenericViewSet
 from batches import lifecycle
 from batches.api.errors import InvalidRequest
 from batches.api.files import base_url
+from batches.api.negotiation import JSONAlways
+from batches.api.pagination import RecentFirst
 from batches.api.serializers import (
     BatchSerializer,
     GenerationSerializer,
@@ -47,22 +51,28 @@ from generation.catalogue import Model, get_model, load_models
 SETTINGS_EXAMPLE = {"model": "black-forest-labs/flux-schnell", "aspect_ratio": "16:9"}
 
 
-class RecentFirst(CursorPagination):
-    """`?page_size=` up to 100; `next` and `previous` are complete addresses."""
-
-    ordering = ("-created_at", "-id")
-    page_size = 20
-    page_size_query_param = "page_size"
-    max_page_size = 100
-
-
 class StatusesFilter(filters.BaseInFilter, filters.ChoiceFilter):
     """One status or several, separated by commas."""
 
 
+class MomentField(IsoDateTimeField):
+    """A time in UTC: PostgreSQL does not take every offset that ISO 8601 allows."""
+
+    def to_python(self, value: Any) -> datetime | None:
+        moment: datetime | None = super().to_python(value)
+        try:
+            return moment and moment.astimezone(UTC)
+        except OverflowError:
+            raise ValidationError(self.error_messages["invalid"], code="invalid") from None
+
+
+class MomentFilter(filters.IsoDateTimeFilter):
+    field_class = MomentField
+
+
 class CreatedFilter(filters.FilterSet):
-    created_after = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="gte")
-    created_before = filters.IsoDateTimeFilter(field_name="created_at", lookup_expr="lt")
+    created_after = MomentFilter(field_name="created_at", lookup_expr="gte")
+    created_before = MomentFilter(field_name="created_at", lookup_expr="lt")
 
 
 class BatchFilter(CreatedFilter):
@@ -86,6 +96,7 @@ class OwnedView(GenericAPIView):
     """Everything is scoped to its owner: what is not yours is not there."""
 
     pagination_class = RecentFirst
+    content_negotiation_class = JSONAlways
 
     def get_serializer_context(self) -> dict[str, Any]:
         return {**super().get_serializer_context(), "base_url": base_url(self.request)}
@@ -165,7 +176,8 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
             settings_asked=data["settings"],
             **{name: data[name] for name in ("name", "style", "genre", "tags", "priority")},
         )
-        return self.accepted("batches", batch)
+        # As it is read by everyone: with its items, and those in order.
+        return self.accepted("batches", self.get_queryset().get(pk=batch.pk))
 
 
 @extend_schema_view(
@@ -218,7 +230,12 @@ class GenerationView(
         form.is_valid(raise_exception=True)
         data = form.validated_data
         plan = plan_generations(
-            [form.asked()], data["settings"], style=data["style"], genre=data["genre"], at=""
+            [form.asked()],
+            data["settings"],
+            style=data["style"],
+            genre=data["genre"],
+            at="",
+            flat=form.is_flat,
         )
         generation = lifecycle.submit_generation(
             owner_id=self.owner_id, generation=accepted_plan(plan)[0], priority=data["priority"]
@@ -267,6 +284,8 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 class ModelListView(APIView):
+    content_negotiation_class = JSONAlways
+
     @extend_schema(
         operation_id="v1_models_list",
         summary="The catalogue of models",
@@ -278,6 +297,8 @@ class ModelListView(APIView):
 
 
 class ModelView(APIView):
+    content_negotiation_class = JSONAlways
+
     @extend_schema(
         summary="One model",
         responses=ModelSerializer,

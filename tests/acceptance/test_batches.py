@@ -173,3 +173,17 @@ def test_work_starts_at_once_when_a_slot_is_free(client, simulator):
     )
     # A loose bound: the benchmark has the exact one.
     assert timeline[0]["received_at"] - before < 1
+
+
+def test_a_body_in_chunks_is_as_good_as_one_in_a_piece(client, simulator):
+    def chunks(size_bytes):
+        yield b'{"prompt": "a fox", "metadata": {"note": "'
+        for _ in range(size_bytes // 1_000):
+            yield b"x" * 1_000
+        yield b'"}}'
+
+    headers = {"Content-Type": "application/json"}
+    generation = client.call("POST", "generations/", 202, data=chunks(0), headers=headers).json()
+    wait_until(lambda: client.call("GET", f"generations/{generation['id']}/").json()["image"])
+    answer = client.call("POST", "generations/", 413, data=chunks(2_000_000), headers=headers)
+    assert answer.json()["code"] == "body_too_large"

@@ -1,0 +1,69 @@
+import contextlib
+
+import pytest
+import redis
+from django.conf import settings
+
+from batches.models import Batch, Generation, Lane
+from tests.batches.api.support import client_of
+from tests.factories import make_user
+
+QUEUES = ("generate", "download", "control", "webhooks")
+
+
+@pytest.fixture(autouse=True)
+def broker():
+    """The broker, empty: what stands in it afterwards is this test's doing."""
+    client = redis.Redis.from_url(settings.REDIS_URL)
+    client.flushdb()
+    yield client
+    client.close()
+
+
+@pytest.fixture(autouse=True)
+def assets_found_when_asked_for(settings):
+    """Each test client loads the middleware anew, which would go through all assets."""
+    settings.WHITENOISE_AUTOREFRESH = True
+
+
+@pytest.fixture
+def queued(broker):
+    """How many messages each queue holds."""
+    return lambda: {name: broker.llen(name) for name in QUEUES if broker.llen(name)}
+
+
+@pytest.fixture
+def owner(db):
+    return make_user()
+
+
+@pytest.fixture
+def api(owner):
+    return client_of(owner)
+
+
+@pytest.fixture
+def post(api, django_capture_on_commit_callbacks):
+    """POST with all that follows the commit."""
+
+    def call(path, body, **headers):
+        with django_capture_on_commit_callbacks(execute=True):
+            return api.post(path, body, **headers)
+
+    return call
+
+
+@pytest.fixture
+def nothing_happens(db, broker, queued):
+    """A block that must leave no row and no message behind."""
+
+    @contextlib.contextmanager
+    def block():
+        def stored():
+            return [model.objects.count() for model in (Batch, Generation, Lane)]
+
+        before = stored(), queued(), broker.dbsize()
+        yield
+        assert (stored(), queued(), broker.dbsize()) == before
+
+    return block

@@ -1,0 +1,213 @@
+import hashlib
+import io
+from urllib.parse import parse_qs, urlsplit
+
+import PIL.Image
+import pytest
+from django.core.signing import time as signing_time
+from rest_framework.test import APIClient
+
+from batches.models import Generation, Image
+from tests.batches.api.support import BATCHES, GENERATIONS, IMAGES, problem
+from tests.factories import make_batch, make_generation, make_image, picture
+
+pytestmark = pytest.mark.django_db
+
+PARTS = {"file": "url", "thumbnail": "thumbnail_url"}
+
+
+@pytest.fixture
+def image(owner):
+    return make_image(make_generation(owner))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Moves the time that signatures are made and checked by."""
+    real = signing_time.time
+
+    class Clock:
+        ahead_s = 0.0
+
+        def time(self):
+            return real() + self.ahead_s
+
+    clock = Clock()
+    monkeypatch.setattr("django.core.signing.time", clock)
+    return clock
+
+
+def content(response):
+    assert response.status_code == 200, getattr(response, "content", b"")
+    return b"".join(response.streaming_content)
+
+
+def test_an_image_tells_all_about_itself(api, owner):
+    batch = make_batch(owner, size=1)
+    image = make_image(batch.generations.get())
+    body = api.get(f"{IMAGES}{image.pk}/").json()
+    assert body["id"] == str(image.pk)
+    assert body["generation_id"] == str(image.generation_id)
+    assert body["batch_id"] == str(batch.pk)
+    assert (body["width"], body["height"], body["format"]) == (8, 6, "png")
+    assert (body["size_bytes"], body["sha256"]) == (image.size_bytes, image.sha256)
+    assert (body["prompt"], body["seed"]) == ("picture 0", 7)
+    assert body["created_at"].endswith("Z")
+    assert api.get(IMAGES).json()["results"][0].keys() == body.keys()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_signed_address_works_without_a_token(part, api, image):
+    url = api.get(f"{IMAGES}{image.pk}/").json()[PARTS[part]]
+    data = content(APIClient().get(url))
+    assert PIL.Image.open(io.BytesIO(data)).size == (8, 6)
+    if part == "file":
+        assert hashlib.sha256(data).hexdigest() == image.sha256
+
+
+def test_every_place_that_shows_an_image_gives_addresses_that_work(api, owner):
+    image = make_image(make_batch(owner, size=1).generations.get())
+    shown = [
+        api.get(f"{BATCHES}{image.generation.batch_id}/").json()["items"][0]["image"],
+        api.get(BATCHES).json()["results"][0]["items"][0]["image"],
+        api.get(f"{GENERATIONS}{image.generation_id}/").json()["image"],
+        api.get(GENERATIONS).json()["results"][0]["image"],
+        api.get(f"{IMAGES}{image.pk}/").json(),
+        api.get(IMAGES).json()["results"][0],
+    ]
+    for body in shown:
+        for name in PARTS.values():
+            assert content(APIClient().get(body[name]))
+
+
+def test_addresses_are_at_the_public_address(api, image, settings):
+    settings.PUBLIC_URL = "https://pictures.example"
+    body = api.get(f"{IMAGES}{image.pk}/").json()
+    for part, name in PARTS.items():
+        assert body[name].startswith(f"https://pictures.example{IMAGES}{image.pk}/{part}/?")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_signed_address_ends_after_five_minutes(part, api, image, clock):
+    url = api.get(f"{IMAGES}{image.pk}/").json()[PARTS[part]]
+    clock.ahead_s = 295
+    assert content(APIClient().get(url))
+    clock.ahead_s = 302
+    problem(APIClient().get(url), 404, "not_found")
+    assert content(APIClient().get(api.get(f"{IMAGES}{image.pk}/").json()[PARTS[part]]))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_signature_is_for_one_part_of_one_image(part, api, owner, image):
+    other = make_image(make_generation(owner))
+    url = api.get(f"{IMAGES}{image.pk}/").json()[PARTS[part]]
+    (signature,) = parse_qs(urlsplit(url).query)["signature"]
+    (other_part,) = PARTS.keys() - {part}
+    for address in (
+        f"{IMAGES}{image.pk}/{other_part}/",
+        f"{IMAGES}{other.pk}/{part}/",
+        f"{IMAGES}{other.pk}/{other_part}/",
+    ):
+        problem(APIClient().get(address, {"signature": signature}), 404, "not_found")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "signature", ["", "x", "a:b", ":", "::", "\N{FOX FACE}:x", "\x00", "x:" * 99]
+)
+def test_a_made_up_signature_opens_nothing(part, signature, api, image):
+    address = f"{IMAGES}{image.pk}/{part}/"
+    problem(APIClient().get(address, {"signature": signature}), 404, "not_found")
+    problem(api.get(address, {"signature": signature}), 404, "not_found")
+
+
+def test_a_changed_signature_opens_nothing(api, image):
+    url = api.get(f"{IMAGES}{image.pk}/").json()["url"]
+    changed = url[:-1] + ("A" if url[-1] != "A" else "B")
+    problem(APIClient().get(changed), 404, "not_found")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_owners_token_opens_an_image(part, api, image):
+    assert content(api.get(f"{IMAGES}{image.pk}/{part}/"))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_image_is_not_open_without_either(part, image):
+    response = APIClient().get(f"{IMAGES}{image.pk}/{part}/")
+    problem(response, 401, "not_authenticated")
+    assert response["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])
+def test_a_file_is_served_as_what_it_is_and_never_run(image_format, api, owner):
+    image = make_image(make_generation(owner), image_format=image_format)
+    for part, part_format in (("file", image_format), ("thumbnail", "webp")):
+        response = api.get(f"{IMAGES}{image.pk}/{part}/")
+        data = content(response)
+        assert data == picture(part_format)
+        assert response["Content-Type"] == f"image/{part_format}"
+        assert response["Content-Length"] == str(len(data))
+        assert response["X-Content-Type-Options"] == "nosniff"
+        assert response["Content-Security-Policy"] == "sandbox; default-src 'none'"
+        assert response["Cache-Control"] == "private, max-age=300"
+        assert f'filename="{image.pk}.{part_format}"' in response["Content-Disposition"]
+
+
+@pytest.mark.parametrize("accepted", ["image/*", "image/png", "text/html", "*/*", "nonsense"])
+def test_a_file_is_served_whatever_the_client_would_accept(accepted, api, image):
+    assert content(api.get(f"{IMAGES}{image.pk}/file/", headers={"Accept": accepted}))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_that_storage_has_lost_is_not_found(part, api, image):
+    getattr(image, part).delete(save=False)
+    problem(api.get(f"{IMAGES}{image.pk}/{part}/"), 404, "not_found")
+    url = api.get(f"{IMAGES}{image.pk}/").json()[PARTS[part]]
+    problem(APIClient().get(url), 404, "not_found")
+
+
+def test_a_deleted_image_is_gone_with_its_files(
+    api, image, media, django_capture_on_commit_callbacks
+):
+    url = api.get(f"{IMAGES}{image.pk}/").json()["url"]
+    stored = {path for path in media.rglob("*") if path.is_file()}
+    assert len(stored) == 2
+    with django_capture_on_commit_callbacks() as callbacks:
+        response = api.delete(f"{IMAGES}{image.pk}/")
+    assert (response.status_code, response.content) == (204, b"")
+    assert not Image.objects.exists()
+    # Should the commit fail, the row must still have its files.
+    assert {path for path in media.rglob("*") if path.is_file()} == stored
+    for callback in callbacks:
+        callback()
+    assert [path for path in media.rglob("*") if path.is_file()] == []
+
+    generation = Generation.objects.get()
+    assert generation.deleted_image_count == 1
+    assert generation.status == "completed"
+    assert generation.version == 2
+    assert api.get(f"{GENERATIONS}{generation.pk}/").json()["image"] is None
+    for response in (
+        api.get(f"{IMAGES}{image.pk}/"),
+        api.delete(f"{IMAGES}{image.pk}/"),
+        api.get(f"{IMAGES}{image.pk}/file/"),
+        APIClient().get(url),
+    ):
+        problem(response, 404, "not_found")
+    assert Generation.objects.get().deleted_image_count == 1
+
+
+def test_an_image_whose_files_are_gone_can_be_deleted(
+    api, image, django_capture_on_commit_callbacks
+):
+    image.file.delete(save=False)
+    image.thumbnail.delete(save=False)
+    with django_capture_on_commit_callbacks(execute=True):
+        assert api.delete(f"{IMAGES}{image.pk}/").status_code == 204
+
+
+def test_deleting_one_image_leaves_the_others(api, owner, image, media):
+    other = make_image(make_generation(owner))
+    api.delete(f"{IMAGES}{image.pk}/")
+    assert content(api.get(f"{IMAGES}{other.pk}/file/"))

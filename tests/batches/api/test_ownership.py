@@ -1,0 +1,119 @@
+"""What belongs to another user is not there, by any route."""
+
+import re
+import uuid
+
+import pytest
+from django.urls import URLPattern, get_resolver
+
+from batches.models import Image
+from tests.batches.api.support import BATCHES, GENERATIONS, IMAGES, client_of, ids, problem
+from tests.factories import make_batch, make_generation, make_image, make_user
+
+pytestmark = pytest.mark.django_db
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# By view: whose id stands in the address.
+OWNED = {"batch": "batches", "generation": "generations", "image": "images"}
+# The catalogue and the documents are everybody's.
+PUBLIC = {"model-list", "model-detail", "schema", "docs", "redoc", "nowhere"}
+
+
+def walk(patterns, way=""):
+    for pattern in patterns:
+        here = way + str(pattern.pattern)
+        if isinstance(pattern, URLPattern):
+            yield pattern.name, "/" + here
+        else:
+            yield from walk(pattern.url_patterns, here)
+
+
+ROUTES = [
+    (name, path) for name, path in walk(get_resolver().url_patterns) if path.startswith("/api/")
+]
+
+
+@pytest.fixture
+def foreign(db):
+    """A batch, a generation and an image of somebody else."""
+    image = make_image(make_batch(make_user(), size=1).generations.get())
+    return {
+        "batch": image.generation.batch_id,
+        "generation": image.generation_id,
+        "image": image.pk,
+    }
+
+
+def test_every_route_is_known_here():
+    for name, path in ROUTES:
+        assert name in PUBLIC or name.split("-")[0] in OWNED, path
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("name", "path"), [(n, p) for n, p in ROUTES if n not in PUBLIC and "<" in p]
+)
+def test_another_users_object_is_not_found(name, path, method, api, foreign):
+    address = re.sub(r"<[^>]*>", str(foreign[name.split("-")[0]]), path)
+    response = api.generic(method, address, b"{}", content_type="application/json")
+    if response.status_code == 405:
+        problem(response, 405, "method_not_allowed")
+        return
+    problem(response, 404, "not_found")
+    # Not even that it exists can be told from the answer.
+    missing = api.generic(
+        method,
+        re.sub(r"<[^>]*>", str(uuid.uuid4()), path),
+        b"{}",
+        content_type="application/json",
+    )
+    told, untold = response.json(), missing.json()
+    del told["request_id"], untold["request_id"]
+    assert told == untold
+    assert Image.objects.filter(pk=foreign["image"]).exists()
+
+
+def test_the_walk_meets_the_reads_of_every_object(api, foreign):
+    read = {
+        name
+        for name, path in ROUTES
+        if name not in PUBLIC
+        and "<" in path
+        and api.get(re.sub(r"<[^>]*>", str(uuid.uuid4()), path)).status_code == 404
+    }
+    assert read >= {
+        *("batch-detail", "generation-detail", "image-detail", "image-file", "image-thumbnail"),
+    }
+
+
+@pytest.mark.parametrize("path", [BATCHES, GENERATIONS, IMAGES])
+def test_lists_show_only_what_is_ones_own(path, api, owner, foreign):
+    own = make_image(make_batch(owner, size=1).generations.get())
+    expected = {
+        BATCHES: own.generation.batch_id,
+        GENERATIONS: own.generation_id,
+        IMAGES: own.pk,
+    }
+    assert ids(api.get(path)) == [str(expected[path])]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(GENERATIONS, "batch"), (IMAGES, "batch"), (IMAGES, "generation")],
+)
+def test_a_filter_by_another_users_object_finds_nothing(path, name, api, foreign):
+    assert ids(api.get(path, {name: foreign[name]})) == []
+
+
+def test_staff_is_a_user_like_any_other_here(foreign):
+    admin = client_of(make_user(is_staff=True, is_superuser=True))
+    problem(admin.get(f"{BATCHES}{foreign['batch']}/"), 404, "not_found")
+    assert ids(admin.get(BATCHES)) == []
+
+
+def test_an_owner_is_never_taken_from_the_request(api, owner, post):
+    other = make_user()
+    for name in ("owner", "owner_id", "user"):
+        assert post(BATCHES, {"prompt": "a fox", name: other.pk}).status_code == 422
+    generation = make_generation(owner)
+    assert ids(api.get(GENERATIONS, {"owner": other.pk})) == [str(generation.pk)]

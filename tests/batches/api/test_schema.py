@@ -1,0 +1,143 @@
+import json
+import re
+
+import pytest
+from drf_spectacular.validation import validate_schema
+from rest_framework.test import APIClient
+
+from tests.batches.api.support import BATCHES, GENERATIONS, PROBLEM_FIELDS
+
+pytestmark = pytest.mark.django_db
+
+METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture
+def schema():
+    response = APIClient().get(
+        "/api/schema/", headers={"Accept": "application/vnd.oai.openapi+json"}
+    )
+    assert response.status_code == 200
+    return json.loads(response.content)
+
+
+@pytest.fixture
+def operations(schema):
+    return {
+        (method.upper(), path): operation
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+        if method in METHODS
+    }
+
+
+def resolved(schema, node):
+    while "$ref" in node:
+        node = schema["components"]["schemas"][node["$ref"].rsplit("/", 1)[1]]
+    return node
+
+
+def test_the_schema_is_valid_openapi_3_1(schema):
+    assert schema["openapi"].startswith("3.1")
+    validate_schema(schema)
+
+
+def test_every_route_is_documented(operations):
+    detail = "/api/v1/{}/{{id}}/"
+    assert operations.keys() >= {
+        ("GET", BATCHES),
+        ("POST", BATCHES),
+        ("GET", detail.format("batches")),
+        ("GET", GENERATIONS),
+        ("POST", GENERATIONS),
+        ("GET", detail.format("generations")),
+        ("GET", "/api/v1/images/"),
+        ("GET", detail.format("images")),
+        ("DELETE", detail.format("images")),
+        ("GET", "/api/v1/images/{id}/file/"),
+        ("GET", "/api/v1/images/{id}/thumbnail/"),
+        ("GET", "/api/v1/models/"),
+        ("GET", "/api/v1/models/{owner}/{name}/"),
+    }
+    names = [operation["operationId"] for operation in operations.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_every_operation_tells_its_problems(schema, operations):
+    for (method, path), operation in operations.items():
+        problems = {
+            status: answer for status, answer in operation["responses"].items() if status >= "4"
+        }
+        expected = {"401"}
+        if "{" in path:
+            expected.add("404")
+        if method == "POST":
+            expected |= {"400", "413", "415", "422"}
+        assert problems.keys() >= expected, (method, path)
+        for answer in problems.values():
+            (content,) = answer["content"].items()
+            assert content[0] == "application/problem+json"
+            assert resolved(schema, content[1]["schema"])["properties"].keys() == PROBLEM_FIELDS
+            assert answer["description"]
+
+
+def test_every_operation_needs_a_token_but_those_for_signed_files(operations):
+    for (_, path), operation in operations.items():
+        open_too = path.endswith(("/file/", "/thumbnail/"))
+        assert ({} in operation["security"]) == open_too, path
+        assert {"bearer": []} in operation["security"]
+
+
+def test_a_submission_is_documented_as_accepted(schema, operations):
+    for path in (BATCHES, GENERATIONS):
+        operation = operations["POST", path]
+        assert "202" in operation["responses"]
+        assert operation["requestBody"]["content"].keys() == {"application/json"}
+        assert operation["requestBody"]["content"]["application/json"]["examples"]
+
+
+@pytest.mark.parametrize("path", [BATCHES, GENERATIONS])
+def test_the_examples_of_the_schema_are_accepted(path, operations, api):
+    examples = operations["POST", path]["requestBody"]["content"]["application/json"]["examples"]
+    for example in examples.values():
+        answer = api.post(path, example["value"])
+        assert answer.status_code == 202, answer.content
+
+
+@pytest.mark.parametrize("path", [BATCHES, GENERATIONS])
+def test_what_is_answered_is_what_is_documented(path, schema, operations, api):
+    answer = api.post(path, {"prompt": "a fox"}).json()
+    documented = resolved(
+        schema,
+        operations["POST", path]["responses"]["202"]["content"]["application/json"]["schema"],
+    )
+    assert answer.keys() == documented["properties"].keys()
+
+
+@pytest.mark.parametrize("path", [BATCHES, GENERATIONS, "/api/v1/images/"])
+def test_lists_document_their_cursor_and_their_filters(path, operations):
+    names = {parameter["name"] for parameter in operations["GET", path]["parameters"]}
+    assert names >= {"cursor", "page_size", "created_after", "created_before"}
+
+
+def test_the_schema_is_open_to_everyone_as_yaml_too():
+    response = APIClient().get("/api/schema/")
+    assert response.status_code == 200
+    assert response.content.startswith(b"openapi: 3.1")
+
+
+def test_the_docs_take_nothing_from_other_hosts():
+    response = APIClient().get("/api/docs/")
+    assert response.status_code == 200
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", response.text)
+    assert not re.search(r"""https?://(?!www\.w3\.org)""", response.text)
+    assets = re.findall(r"""(?:src|href)="([^"]+)\"""", response.text)
+    assert len(assets) >= 3
+    for asset in assets:
+        served = APIClient().get(asset)
+        assert served.status_code == 200, asset
+        assert len(b"".join(served.streaming_content)) > 100
+
+
+def test_the_root_leads_to_the_docs():
+    assert APIClient().get("/")["Location"] == "/api/docs/"
