@@ -73,7 +73,10 @@ def submit_batch(
     tags: Sequence[str] = (),
     priority: int = PRIORITY_BATCH,
 ) -> Batch:
-    """Store a batch with its generations in line. All of it, or nothing."""
+    """Store a batch with its generations in line. All of it, or nothing.
+
+    The result knows its `generations`: reading them takes no query.
+    """
     batch = Batch.objects.create(
         owner_id=owner_id,
         name=name,
@@ -84,7 +87,11 @@ def submit_batch(
         priority=priority,
         total_count=len(generations),
     )
-    _enqueue(owner_id, generations, priority, batch)
+    rows = _enqueue(owner_id, generations, priority, batch)
+    known = batch.generations.all()
+    known._result_cache = rows
+    # What a prefetch leaves behind.
+    batch._prefetched_objects_cache = {"generations": known}  # type: ignore[attr-defined]
     return batch
 
 
@@ -258,9 +265,13 @@ def begin_download(
         total_s=prediction.total_s,
         cost_usd=cost_usd,
     )
-    Lease.objects.release(lease_id)
-    wake.dispatch()
+    _release(lease_id)
     return True
+
+
+def _release(lease_id: uuid.UUID) -> None:
+    if Lease.objects.release(lease_id).is_wanted:
+        wake.dispatch()
 
 
 @transaction.atomic
@@ -287,7 +298,7 @@ def requeue_generation(
     _fail_attempt(attempt, failure)
     if lease_id is not None:
         Lease.objects.release(lease_id)
-    wake.dispatch()
+    wake.dispatch()  # for the slot, and for the time when this one is due
     return True
 
 
@@ -315,9 +326,8 @@ def fail_generation(
     if attempt is not None:
         _fail_attempt(attempt, failure)
     if lease_id is not None:
-        Lease.objects.release(lease_id)
+        _release(lease_id)
     _count_in_batch(generation.batch_id, "failed_count", generation.cost_usd)
-    wake.dispatch()
     return True
 
 

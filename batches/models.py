@@ -4,16 +4,16 @@ Reads live here as QuerySet methods. Statuses are written by `batches.lifecycle`
 and lanes by `batches.scheduling` and `batches.lifecycle`.
 """
 
+import json
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.postgres.fields import ArrayField
 from django.db import connection, models
-from django.db.models import F, FilteredRelation, Q
+from django.db.models import F, Q
 from django.db.models.functions import JSONObject, Now
 
 from generation.provider import ErrorClass
@@ -176,17 +176,18 @@ class Batch(models.Model):
 
 @dataclass(frozen=True, slots=True)
 class AtWork:
-    """`attempt` is the one of the current admission, `None` before it is begun.
+    """What a task knows of its generation.
 
-    `now` and `elapsed_s`, the seconds since the generation first started, are by the
-    database's clock.
+    `generation` and `attempt` are partly loaded, see `at_work`; the attempt is that of the
+    current admission, `None` before it is begun. Seconds are by the database's clock:
+    `elapsed_s` since the generation first started, `submitted_s` since the submission.
     """
 
     generation: "Generation"
-    lease_id: uuid.UUID | None
     attempt: "Attempt | None"
-    now: datetime
+    lease_id: uuid.UUID | None
     elapsed_s: float
+    submitted_s: float
 
 
 class GenerationQuerySet(models.QuerySet["Generation"]):
@@ -194,23 +195,54 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
         return self.filter(owner_id=user_id)
 
     def at_work(self, generation_id: str, status: GenerationStatus) -> AtWork | None:
-        """A generation in that status with all that its task needs, in one query."""
-        row: Any = (
-            self.filter(pk=generation_id, status=status)
-            .annotate(
-                current=FilteredRelation(
-                    "attempts", condition=Q(attempts__number=F("attempt_count"))
-                ),
-                held_by=F("lease__id"),
-                now=models.ExpressionWrapper(Now(), output_field=models.DateTimeField()),
+        """A generation in that status with its attempt and lease.
+
+        By hand, because every look at a provider begins with it: half of the work of the same
+        query by the ORM would be building it.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                SELECT generation.id, owner_id, batch_id, model, provider, input::text, progress,
+                       attempt_count, retry_count, generation.cost_usd, lease.id,
+                       extract(epoch FROM now() - started_at),
+                       attempt.id, attempt.provider_id, attempt.outputs::text,
+                       COALESCE(extract(epoch FROM now() - submitted_at), 0)
+                FROM batches_generation generation
+                LEFT JOIN LATERAL (
+                    SELECT id FROM batches_lease WHERE generation_id = generation.id
+                ) lease ON true
+                LEFT JOIN LATERAL (
+                    SELECT id, provider_id, outputs, submitted_at FROM batches_attempt
+                    WHERE generation_id = generation.id AND number = attempt_count
+                ) attempt ON true
+                WHERE generation.id = %s AND status = %s
+                """,
+                [generation_id, status],
             )
-            .select_related("current")  # type: ignore[misc]  # the stubs do not know the relation
-            .first()
-        )
+            row = cursor.fetchone()
         if row is None:
             return None
-        elapsed_s = (row.now - row.started_at).total_seconds()
-        return AtWork(row, row.held_by, getattr(row, "current", None), row.now, elapsed_s)
+        generation = Generation(
+            id=row[0],
+            owner_id=row[1],
+            batch_id=row[2],
+            model=row[3],
+            provider=row[4],
+            input=json.loads(row[5]),
+            progress=row[6],
+            attempt_count=row[7],
+            retry_count=row[8],
+            cost_usd=row[9],
+            status=status,
+        )
+        attempt = row[12] and Attempt(
+            id=row[12],
+            generation=generation,
+            provider_id=row[13],
+            outputs=json.loads(row[14]),
+        )
+        return AtWork(generation, attempt, row[10], float(row[11]), float(row[15]))
 
     def with_images(self) -> Self:
         """Adds `image_rows`, the images as dicts in order, in the same query."""
@@ -600,34 +632,49 @@ class Lane(models.Model):
         return f"lane of {self.owner_id}"
 
 
-class LeaseQuerySet(models.QuerySet["Lease"]):
-    def release(self, lease_id: uuid.UUID) -> bool:
-        """Give a slot back. `False`: it was given back before, and nothing was changed.
+class Release(NamedTuple):
+    """`happened`: the slot was given back now. `is_wanted`: some lane could use it."""
 
-        One statement, so that the lease and the counters cannot part. Pools are locked in the
-        order of their names, as admission does.
+    happened: bool
+    is_wanted: bool
+
+
+class LeaseQuerySet(models.QuerySet["Lease"]):
+    def release(self, lease_id: uuid.UUID) -> Release:
+        """Give a slot back; a second time changes nothing.
+
+        One statement, so that the lease and the counters cannot part. It locks the pools in the
+        order of their names and then the lane, as admission does.
         """
         with connection.cursor() as cursor:
             cursor.execute(
                 """
                 WITH gone AS (
                     DELETE FROM batches_lease WHERE id = %s RETURNING owner_id, pool_id
+                ), pools AS (
+                    UPDATE batches_pool SET running = running - 1
+                    FROM (
+                        SELECT name FROM batches_pool
+                        WHERE EXISTS (SELECT FROM gone)
+                          AND (name = %s OR name = (SELECT pool_id FROM gone))
+                        ORDER BY name FOR UPDATE
+                    ) held
+                    WHERE batches_pool.name = held.name
+                    RETURNING 1
                 ), lane AS (
                     UPDATE batches_lane SET running = running - 1
-                    FROM gone WHERE batches_lane.owner_id = gone.owner_id
+                    FROM gone
+                    WHERE batches_lane.owner_id = gone.owner_id
+                      AND (SELECT count(*) FROM pools) > 0
+                    RETURNING queued
                 )
-                UPDATE batches_pool SET running = running - 1
-                FROM (
-                    SELECT name FROM batches_pool
-                    WHERE EXISTS (SELECT FROM gone)
-                      AND (name = %s OR name = (SELECT pool_id FROM gone))
-                    ORDER BY name FOR UPDATE
-                ) held
-                WHERE batches_pool.name = held.name
+                SELECT count(*) > 0, COALESCE(bool_or(queued > 0), false) OR EXISTS (
+                    SELECT FROM batches_lane WHERE queued > 0 AND running < cap)
+                FROM lane
                 """,
                 [lease_id, Pool.SYSTEM],
             )
-            return bool(cursor.rowcount)
+            return Release(*cursor.fetchone())
 
 
 class Lease(models.Model):

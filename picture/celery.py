@@ -5,13 +5,13 @@ import sys
 from typing import Any
 
 from celery import Celery
-from celery.signals import task_prerun
+from celery.signals import task_prerun, worker_init, worker_process_init
 from kombu import Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "picture.settings")
 
 from django.conf import settings
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 
 
 def celery_url(redis_url: str) -> str:
@@ -62,7 +62,6 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     worker_send_task_events=True,
-    task_send_sent_event=True,
     worker_soft_shutdown_timeout=10,
     worker_hijack_root_logger=False,
     task_queues=[Queue(name) for name in QUEUES],
@@ -80,6 +79,19 @@ app.conf.update(
     # Connections are kept between tasks and checked before each one, see below.
     CELERY_DB_REUSE_MAX=sys.maxsize,
 )
+
+
+@worker_process_init.connect
+def let_others_go_first(**_: Any) -> None:
+    """Worker processes (not threads) decode images; admissions and submissions are urgent."""
+    os.nice(5)
+
+
+@worker_init.connect
+def trust_connections(**_: Any) -> None:
+    """Skip the look at the connection that web requests take: a task whose connection turns out
+    to be gone is put off, see `worker.tasks.DATABASE_AWAY`."""
+    connections.settings["default"]["CONN_HEALTH_CHECKS"] = False
 
 
 @task_prerun.connect

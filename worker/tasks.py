@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from statistics import median
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore
@@ -92,6 +92,8 @@ FETCH_DELAYS_S = (0.5, 2.0, 5.0, 15.0)
 FETCH_LIMITS = {ErrorClass.DOWNLOAD_FAILED: len(FETCH_DELAYS_S), ErrorClass.BAD_OUTPUT: 1}
 # How long after our deadline the provider may take to confirm that it has stopped.
 CANCEL_GRACE_S = 60.0
+# Outputs up to this size never touch the disk before they are stored.
+SPOOL_BYTES = 8 * 1024 * 1024
 MIN_CANCEL_AFTER_S = 5
 SUBMISSION_UNKNOWN = "submission_unknown"
 
@@ -145,6 +147,8 @@ def _retry_or_fail(
 # --- When to look again -------------------------------------------------------------------------
 
 MIN_LOOK_S, MAX_LOOK_S = 0.05, 5.0
+# Half of all predictions take longer than usual, most of those by next to nothing.
+LOOK_MARGIN = 0.01
 USUAL_TTL_S = 5.0
 DEFAULT_USUAL_S = 5.0
 _usual: dict[str, tuple[float, float]] = {}
@@ -165,10 +169,11 @@ def usual_s(model_id: str) -> float:
 def next_look_s(elapsed_s: float, usual: float) -> float:
     """Seconds until the next look at a prediction.
 
-    The first is when it usually is done; from there on each wait is half of the overrun, so that
-    a late one costs few requests and is still seen within half of its delay.
+    The first is just after it usually is done; from there on each wait is half of the overrun,
+    so that a late one costs few requests and is still seen within half of its delay.
     """
-    wait_s = usual - elapsed_s if elapsed_s < usual else (elapsed_s - usual) / 2
+    expected_s = usual * (1 + LOOK_MARGIN)
+    wait_s = expected_s - elapsed_s if elapsed_s < expected_s else (elapsed_s - usual) / 2
     return min(max(wait_s, MIN_LOOK_S), MAX_LOOK_S)
 
 
@@ -244,15 +249,12 @@ def generate(self: Task, generation_id: str, lease_id: str) -> str:
         if left_s < -CANCEL_GRACE_S:
             return _fail_late(generation, work.lease_id, attempt)
         usual = usual_s(generation.model)
-        elapsed_s = (
-            (work.now - attempt.submitted_at).total_seconds() if attempt.submitted_at else 0.0
-        )
         progress = answer.progress
         if progress is None:
-            progress = min(int(100 * elapsed_s / usual), 95)
+            progress = min(int(100 * work.submitted_s / usual), 95)
         if progress > generation.progress:
             lifecycle.record_progress(generation=generation, progress=progress)
-        raise self.retry(countdown=next_look_s(elapsed_s, usual))
+        raise self.retry(countdown=next_look_s(work.submitted_s, usual))
     if answer.failure is not None:
         if left_s <= 0:
             return _fail_late(generation, work.lease_id, attempt)
@@ -333,7 +335,8 @@ def download(self: Task, outcome: str, generation_id: str) -> str:
 
 def _fetch(provider: Provider, url: str, generation: Generation, index: int) -> Image | Failure:
     """One output in storage, its row not saved yet."""
-    with tempfile.TemporaryFile() as file:
+    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
+        file = cast(BinaryIO, spool)
         fetched = http_client().download(
             url, file, hosts=provider.output_hosts, max_bytes=settings.MAX_OUTPUT_BYTES
         )

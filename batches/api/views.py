@@ -176,8 +176,7 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
             settings_asked=data["settings"],
             **{name: data[name] for name in ("name", "style", "genre", "tags", "priority")},
         )
-        # As it is read by everyone: with its items, and those in order.
-        return self.accepted("batches", self.get_queryset().get(pk=batch.pk))
+        return self.accepted("batches", batch)
 
 
 @extend_schema_view(

@@ -210,11 +210,27 @@ def test_releasing_a_lease_twice_changes_nothing():
     generation, lease_id, _ = start(make_generation())
     make_batch(generation.owner, size=1)
     admit()
-    assert Lease.objects.release(lease_id)
+    assert Lease.objects.release(lease_id).happened
     running = Lane.objects.get().running
-    assert not Lease.objects.release(lease_id)
+    assert not Lease.objects.release(lease_id).happened
     assert Lane.objects.get().running == running == 1
     assert Pool.objects.get(name="system").running == 1
+
+
+def test_a_released_slot_is_wanted_when_a_lane_could_use_it(settings):
+    settings.MAX_PARALLEL_PER_USER = 1
+    first = make_generation()
+    _, lease_id, _ = start(first)
+    assert not Lease.objects.release(lease_id).is_wanted
+    own_line = make_batch(make_user(), size=2)
+    admit()
+    lease_id = Lease.objects.get(owner=own_line.owner).pk
+    assert Lease.objects.release(lease_id).is_wanted
+    Generation.objects.filter(status="queued").delete()
+    Lane.objects.update(queued=0)
+    make_generation(first.owner)  # of another user, who is not at the cap
+    assert not Lease.objects.release(lease_id).happened
+    assert Lease.objects.release(lease_id).is_wanted
 
 
 def test_every_transition_raises_the_version():

@@ -254,7 +254,7 @@ def test_what_is_just_within_the_limits_is_taken(body, post, api):
 
 
 def test_submitting_takes_as_many_queries_for_25_prompts_as_for_one(api, django_assert_num_queries):
-    # Authentication; a savepoint, three writes, its release; the batch and its items read back.
+    # Authentication; a savepoint, three writes, and its release.
     for count in (1, 25):
-        with django_assert_num_queries(8):
+        with django_assert_num_queries(6):
             assert api.post(BATCHES, {"prompt": "a fox", "count": count}).status_code == 202
