@@ -117,15 +117,6 @@ REDIS_URL = read(
     _embedded.redis_url,
     form="like redis://host:6379/0 or unix:///path?db=0",
 )
-CACHES = {
-    "default": {
-        "BACKEND": "django.core.cache.backends.redis.RedisCache",
-        "LOCATION": REDIS_URL,
-        "KEY_PREFIX": "picture",
-        # A broker that is away costs a request milliseconds, not the client's patience.
-        "OPTIONS": {"socket_connect_timeout": 1, "socket_timeout": 2},
-    }
-}
 
 # --- Secrets and hosts -----------------------------------------------------------------------
 

@@ -148,8 +148,8 @@ def _retry_or_fail(
 
 MIN_LOOK_S, MAX_LOOK_S = 0.05, 5.0
 # Half of all predictions take longer than usual, most of those by next to nothing.
-LOOK_MARGIN = 0.01
-USUAL_TTL_S = 5.0
+LOOK_MARGIN = 0.005
+USUAL_TTL_S = 0.5
 DEFAULT_USUAL_S = 5.0
 _usual: dict[str, tuple[float, float]] = {}
 
@@ -169,11 +169,11 @@ def usual_s(model_id: str) -> float:
 def next_look_s(elapsed_s: float, usual: float) -> float:
     """Seconds until the next look at a prediction.
 
-    The first is just after it usually is done; from there on each wait is half of the overrun,
-    so that a late one costs few requests and is still seen within half of its delay.
+    The first is just after it usually is done; from there on each wait is a quarter of the
+    overrun, so that a late one costs few requests and is seen with little further delay.
     """
     expected_s = usual * (1 + LOOK_MARGIN)
-    wait_s = expected_s - elapsed_s if elapsed_s < expected_s else (elapsed_s - usual) / 2
+    wait_s = expected_s - elapsed_s if elapsed_s < expected_s else (elapsed_s - usual) / 4
     return min(max(wait_s, MIN_LOOK_S), MAX_LOOK_S)
 
 

@@ -408,8 +408,8 @@ def test_backoff_is_never_shorter_than_configured_and_at_most_a_quarter_longer()
 
 
 def test_the_first_look_is_when_it_usually_is_done():
-    assert tasks.next_look_s(0.0, 2.0) == pytest.approx(2.02)
-    assert tasks.next_look_s(1.5, 2.0) == pytest.approx(0.52)
+    assert tasks.next_look_s(0.0, 2.0) == pytest.approx(2.01)
+    assert tasks.next_look_s(1.5, 2.0) == pytest.approx(0.51)
 
 
 @pytest.mark.parametrize("usual_s", [0.5, 2.0, 9.0])
@@ -420,9 +420,9 @@ def test_a_result_is_seen_soon_and_with_few_looks(usual_s, actual_s):
         elapsed += tasks.next_look_s(elapsed, usual_s)
         looks += 1
     late_s = elapsed - actual_s
-    assert late_s <= max(1.01 * usual_s, 0.5 * max(actual_s - usual_s, 0) + tasks.MIN_LOOK_S)
+    assert late_s <= max(1.01 * usual_s, 0.25 * max(actual_s - usual_s, 0) + tasks.MIN_LOOK_S)
     assert late_s <= tasks.MAX_LOOK_S
-    assert looks <= 16 + actual_s / tasks.MAX_LOOK_S
+    assert looks <= 26 + actual_s / tasks.MAX_LOOK_S
 
 
 def test_the_usual_time_is_the_median_of_the_latest_and_the_catalogues_before_that(provider):
