@@ -736,6 +736,14 @@ class PoolAdmin(LimitsAdmin):
     refilled = shown("refilled_at", moment)
     blocked = shown("blocked_until", moment)
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Pool]:
+        pools: QuerySet[Pool] = Pool.objects.with_running().order_by("name")
+        return pools
+
+    @admin.display(description="running")
+    def running(self, pool: Pool) -> int:
+        return pool.running  # type: ignore[attr-defined, no-any-return]
+
     def has_change_permission(self, request: HttpRequest, obj: Pool | None = None) -> bool:
         """That of the system follows its setting."""
         if obj is not None and obj.name == Pool.SYSTEM:

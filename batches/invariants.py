@@ -93,10 +93,6 @@ def _slots() -> list[str]:
         """
     ) + _rows(
         """
-        SELECT 'pool', name FROM batches_pool pool
-        WHERE running <> (
-            SELECT count(*) FROM batches_lease WHERE pool_id = pool.name OR pool.name = 'system')
-        UNION ALL
         SELECT 'lease without work', generation_id::text FROM batches_lease
         JOIN batches_generation generation ON generation.id = generation_id
         WHERE generation.status <> 'processing'

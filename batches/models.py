@@ -14,7 +14,7 @@ from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.postgres.fields import ArrayField
 from django.db import connection, models
 from django.db.models import F, Q
-from django.db.models.functions import JSONObject, Now
+from django.db.models.functions import Coalesce, JSONObject, Now
 
 from generation.provider import ErrorClass
 
@@ -534,24 +534,44 @@ class Image(models.Model):
         return f"{self.generation_id} {self.index}"
 
 
+class PoolQuerySet(models.QuerySet["Pool"]):
+    def with_running(self) -> Self:
+        """Adds `running`: how many slots of each are taken."""
+        leases = Lease.objects.order_by().annotate(all=models.Value(1)).values("all")
+        total = leases.annotate(count=models.Count("*")).values("count")
+        own = total.filter(pool=models.OuterRef("pk"))
+        return self.annotate(
+            running=Coalesce(
+                models.Case(
+                    models.When(name=Pool.SYSTEM, then=models.Subquery(total)),
+                    default=models.Subquery(own),
+                ),
+                0,
+            )
+        )
+
+
 class Pool(models.Model):
     """What is shared by all users: the system as a whole, and each provider.
 
-    `running` counts leases. A provider's pool also has a token bucket for new submissions:
-    `tokens` as of `refilled_at`, refilled by `rate_per_s` up to `burst`; no rate, no limit.
+    How many of its slots are taken is counted from the leases, under the lock that every
+    admission takes on these rows: a counter here would be one row that all releases queue on.
+    A provider's pool also has a token bucket for new submissions: `tokens` as of `refilled_at`,
+    refilled by `rate_per_s` up to `burst`; no rate, no limit.
     """
 
     SYSTEM = "system"
 
     name = models.CharField(primary_key=True, max_length=40)
     capacity = models.PositiveIntegerField()
-    running = models.PositiveIntegerField(default=0)
     rate_per_s = models.FloatField(null=True, blank=True)
     burst = models.PositiveIntegerField(default=1)
     tokens = models.FloatField(default=0)
     refilled_at = models.DateTimeField(db_default=Now())
     blocked_until = models.DateTimeField(null=True, blank=True)
     vtime = models.FloatField(default=0, help_text="Of the system: where the ring of lanes stands.")
+
+    objects = PoolQuerySet.as_manager()
 
     class Meta:
         constraints = (
@@ -643,36 +663,23 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
     def release(self, lease_id: uuid.UUID) -> Release:
         """Give a slot back; a second time changes nothing.
 
-        One statement, so that the lease and the counters cannot part. It locks the pools in the
-        order of their names and then the lane, as admission does.
+        One statement, so that the lease and the lane's counter cannot part.
         """
         with connection.cursor() as cursor:
             cursor.execute(
                 """
                 WITH gone AS (
-                    DELETE FROM batches_lease WHERE id = %s RETURNING owner_id, pool_id
-                ), pools AS (
-                    UPDATE batches_pool SET running = running - 1
-                    FROM (
-                        SELECT name FROM batches_pool
-                        WHERE EXISTS (SELECT FROM gone)
-                          AND (name = %s OR name = (SELECT pool_id FROM gone))
-                        ORDER BY name FOR UPDATE
-                    ) held
-                    WHERE batches_pool.name = held.name
-                    RETURNING 1
+                    DELETE FROM batches_lease WHERE id = %s RETURNING owner_id
                 ), lane AS (
                     UPDATE batches_lane SET running = running - 1
-                    FROM gone
-                    WHERE batches_lane.owner_id = gone.owner_id
-                      AND (SELECT count(*) FROM pools) > 0
+                    FROM gone WHERE batches_lane.owner_id = gone.owner_id
                     RETURNING queued
                 )
                 SELECT count(*) > 0, COALESCE(bool_or(queued > 0), false) OR EXISTS (
                     SELECT FROM batches_lane WHERE queued > 0 AND running < cap)
                 FROM lane
                 """,
-                [lease_id, Pool.SYSTEM],
+                [lease_id],
             )
             return Release(*cursor.fetchone())
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection, models, transaction
 from django.db.models import Q
 
 from batches import lifecycle
@@ -66,12 +66,13 @@ def admit() -> Admission:
     """Give away every slot that is free and may be used now."""
     with transaction.atomic():
         pools, now = _lock_pools()
+        running = _running()
         next_due = _ripen(now)
         picks: list[_Pick] = []
         after: tuple[float, int] = (-math.inf, 0)
         for _ in range(MAX_ROUNDS):
-            free = pools[Pool.SYSTEM].capacity - pools[Pool.SYSTEM].running
-            allowances = _allowances(pools, now)
+            free = pools[Pool.SYSTEM].capacity - running[Pool.SYSTEM]
+            allowances = _allowances(pools, running, now)
             if free <= 0 or not allowances:
                 break
             lanes = _lanes_after(after, limit=free)
@@ -82,7 +83,7 @@ def admit() -> Admission:
             picked = _pick(shares, allowances)
             if picked:
                 _charge_lanes(picked)
-                _charge_pools(picked, pools, now, reached)
+                _charge_pools(picked, pools, running, now, reached)
                 picks += picked
             if len(lanes) < free:
                 break
@@ -133,6 +134,14 @@ def _lock_pools() -> tuple[dict[str, Pool], datetime]:
     return pools, now
 
 
+def _running() -> Counter[str]:
+    """Leases by pool, those of the system being all. Exact: only who holds the pools adds any."""
+    counts = Lease.objects.order_by().values_list("pool").annotate(count=models.Count("*"))
+    running = Counter(dict(counts))
+    running[Pool.SYSTEM] = running.total()
+    return running
+
+
 def _ripen(now: datetime) -> datetime | None:
     """Put those whose waiting time is over back in line; when the next one is due."""
     waiting = Generation.objects.filter(
@@ -169,13 +178,13 @@ def _tokens(pool: Pool, now: datetime) -> float:
     return min(float(pool.burst), pool.tokens + elapsed_s * pool.rate_per_s)
 
 
-def _allowances(pools: dict[str, Pool], now: datetime) -> dict[str, int]:
+def _allowances(pools: dict[str, Pool], running: Counter[str], now: datetime) -> dict[str, int]:
     """How many more submissions each provider takes now; those that take none are left out."""
     allowances = {}
     for name, pool in pools.items():
         if name == Pool.SYSTEM or (pool.blocked_until and pool.blocked_until > now):
             continue
-        allowance = pool.capacity - pool.running
+        allowance = pool.capacity - running[name]
         if pool.rate_per_s is not None:
             allowance = min(allowance, int(_tokens(pool, now)))
         if allowance > 0:
@@ -254,19 +263,23 @@ def _charge_lanes(picks: Sequence[_Pick]) -> None:
 
 
 def _charge_pools(
-    picks: Sequence[_Pick], pools: dict[str, Pool], now: datetime, reached: float
+    picks: Sequence[_Pick],
+    pools: dict[str, Pool],
+    running: Counter[str],
+    now: datetime,
+    reached: float,
 ) -> None:
     for name, count in Counter(pick.provider for pick in picks).items():
+        running[name] += count
         pool = pools[name]
-        pool.running += count
         if pool.rate_per_s is not None:
             pool.tokens = _tokens(pool, now) - count
             pool.refilled_at = now
-        pool.save(update_fields=["running", "tokens", "refilled_at"])
+            pool.save(update_fields=["tokens", "refilled_at"])
+    running[Pool.SYSTEM] += len(picks)
     system = pools[Pool.SYSTEM]
-    system.running += len(picks)
     system.vtime = max(system.vtime, reached)
-    system.save(update_fields=["running", "vtime"])
+    system.save(update_fields=["vtime"])
 
 
 def _lease(picks: Sequence[_Pick], now: datetime) -> list[Admitted]:

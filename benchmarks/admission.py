@@ -36,13 +36,10 @@ WITH gone AS (
     UPDATE batches_generation generation
     SET status = 'queued', started_at = NULL, created_at = clock_timestamp()
     FROM gone WHERE generation.id = gone.generation_id
-), lanes AS (
-    UPDATE batches_lane lane SET running = running - slots, queued = queued + slots
-    FROM (SELECT owner_id, count(*) AS slots FROM gone GROUP BY owner_id) freed
-    WHERE lane.owner_id = freed.owner_id
 )
-UPDATE batches_pool SET running = running - (SELECT count(*) FROM gone)
-WHERE name IN ('system', 'replicate')
+UPDATE batches_lane lane SET running = running - slots, queued = queued + slots
+FROM (SELECT owner_id, count(*) AS slots FROM gone GROUP BY owner_id) freed
+WHERE lane.owner_id = freed.owner_id
 """
 
 _FILL_CAPS = """
@@ -56,12 +53,9 @@ WITH lane AS (
 ), started AS (
     UPDATE batches_generation generation SET status = 'processing', started_at = now()
     FROM first WHERE generation.id = first.id
-), leased AS (
-    INSERT INTO batches_lease (id, generation_id, owner_id, pool_id, created_at, expires_at)
-    SELECT gen_random_uuid(), id, owner_id, 'replicate', now(), now() + interval '1 day' FROM first
 )
-UPDATE batches_pool SET running = running + (SELECT count(*) FROM first)
-WHERE name IN ('system', 'replicate')
+INSERT INTO batches_lease (id, generation_id, owner_id, pool_id, created_at, expires_at)
+SELECT gen_random_uuid(), id, owner_id, 'replicate', now(), now() + interval '1 day' FROM first
 """
 
 

@@ -61,6 +61,7 @@ def _makespan_s(
     predictions = simulator.await_ended(series, len(users) * images)
     # Also ours have to be at rest before the next series.
     await_that(lambda: not Batch.objects.filter(finished_at=None).exists(), "all batches finished")
-    return max(one["ended_monotonic"] for one in predictions) - min(
+    took_s: float = max(one["ended_monotonic"] for one in predictions) - min(
         one["received_monotonic"] for one in predictions
     )
+    return took_s

@@ -61,7 +61,6 @@ app.conf.update(
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=1,
     worker_cancel_long_running_tasks_on_connection_loss=False,
-    worker_send_task_events=True,
     worker_soft_shutdown_timeout=10,
     worker_hijack_root_logger=False,
     task_queues=[Queue(name) for name in QUEUES],
@@ -84,7 +83,7 @@ app.conf.update(
 @worker_process_init.connect
 def let_others_go_first(**_: Any) -> None:
     """Worker processes (not threads) decode images; admissions and submissions are urgent."""
-    os.nice(5)
+    os.nice(10)
 
 
 @worker_init.connect
