@@ -370,7 +370,8 @@ class Stack:
         simulated = not given.get("REPLICATE_API_TOKEN", "").strip()
         self.data_dir = data_dir.resolve()
         self.port = port or free_port()
-        self.flower_port = free_port(FLOWER_PORT) if flower_login else None
+        # A known place for people; any place for what is started many times at once.
+        self.flower_port = free_port(FLOWER_PORT if port else 0) if flower_login else None
         self.simulator_port = free_port() if simulated else None
         self.env = environment(
             given, self.data_dir, port=self.port, simulator_port=self.simulator_port
