@@ -79,7 +79,9 @@ def programs(
     def worker(name: str, queues: str, pool: str, concurrency: int) -> Program:
         options = ("-Q", queues, "--pool", pool, "--concurrency", str(concurrency))
         quiet = ("--loglevel", "INFO", "--without-gossip", "--without-mingle")
-        arguments = (*celery, "worker", "-n", f"{name}@%h", *options, *quiet)
+        # Flower asks workers for their events every few seconds; so it sees the first tasks too.
+        watched = ("--task-events",) if flower_port is not None else ()
+        arguments = (*celery, "worker", "-n", f"{name}@%h", *options, *quiet, *watched)
         return Program(f"worker-{name}", arguments, ready_line=rf"\b{name}@\S+ ready\.")
 
     wanted = []
