@@ -133,7 +133,8 @@ def _files() -> list[str]:
         return _rows(
             """
             SELECT 'orphan', name FROM unnest(%(names)s::text[]) AS name
-            WHERE NOT EXISTS (SELECT FROM batches_image WHERE file = name)
+            WHERE name NOT LIKE 'health/%%'
+              AND NOT EXISTS (SELECT FROM batches_image WHERE file = name)
               AND NOT EXISTS (SELECT FROM batches_image WHERE thumbnail = name)
               AND NOT EXISTS (
                 SELECT FROM batches_generation

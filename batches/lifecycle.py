@@ -141,17 +141,27 @@ def _move(
     values: Sequence[Any] = (),
     *,
     only_from: GenerationStatus | None = None,
+    attempt_count: int | None = None,
 ) -> int:
     """Set the status of those generations that may go there; how many did.
 
-    `assignments` is SQL: the most frequent write of all is not built anew each time.
+    `attempt_count` is the admission that the caller acts for: a late delivery of an earlier one
+    finds the status it expects and must not move what belongs to the next. `assignments` is SQL:
+    the most frequent write of all is not built anew each time.
     """
     allowed = GENERATION_FROM[to] if only_from is None else (only_from,)
+    condition = "" if attempt_count is None else " AND attempt_count = %s"
     with connection.cursor() as cursor:
         cursor.execute(
             f"UPDATE batches_generation SET status = %s, version = version + 1, {assignments} "
-            "WHERE id = ANY(%s) AND status = ANY(%s)",
-            [to, *values, list(generation_ids), list(allowed)],
+            f"WHERE id = ANY(%s) AND status = ANY(%s){condition}",
+            [
+                to,
+                *values,
+                list(generation_ids),
+                list(allowed),
+                *([] if attempt_count is None else [attempt_count]),
+            ],
         )
         return int(cursor.rowcount)
 
@@ -257,6 +267,7 @@ def begin_download(
         GenerationStatus.DOWNLOADING,
         "downloading_at = now(), progress = 100, cost_usd = cost_usd + %s",
         [cost_usd],
+        attempt_count=generation.attempt_count,
     )
     if not moved:
         return False
@@ -294,10 +305,14 @@ def requeue_generation(
     moved = _move(
         [generation.pk],
         GenerationStatus.QUEUED,
+        # While nothing was ever accepted, the time to the deadline has not begun either.
         "not_before = now() + make_interval(secs => %s), progress = 0, "
-        "retry_count = retry_count + %s",
-        [delay_s, int(counts_as_retry)],
+        "retry_count = retry_count + %s, started_at = CASE WHEN %s OR EXISTS (SELECT FROM "
+        "batches_attempt WHERE generation_id = batches_generation.id AND provider_id IS NOT NULL) "
+        "THEN started_at END",
+        [delay_s, int(counts_as_retry), counts_as_retry],
         only_from=GenerationStatus(generation.status),
+        attempt_count=generation.attempt_count,
     )
     if not moved:
         return False
@@ -324,6 +339,7 @@ def fail_generation(
         "finished_at = now(), not_before = NULL, error_code = %s, error_message = %s",
         [code or failure.error_class, failure.message],
         only_from=GenerationStatus(generation.status),
+        attempt_count=generation.attempt_count,
     )
     if not moved:
         return False
@@ -339,7 +355,10 @@ def fail_generation(
 def complete_generation(*, generation: Generation, images: Sequence[Image]) -> bool:
     """Publish the stored images and end the generation, in one step."""
     moved = _move(
-        [generation.pk], GenerationStatus.COMPLETED, "finished_at = now(), progress = 100"
+        [generation.pk],
+        GenerationStatus.COMPLETED,
+        "finished_at = now(), progress = 100",
+        attempt_count=generation.attempt_count,
     )
     if not moved:
         return False

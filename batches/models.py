@@ -180,7 +180,8 @@ class AtWork:
 
     `generation` and `attempt` are partly loaded, see `at_work`; the attempt is that of the
     current admission, `None` before it is begun. Seconds are by the database's clock:
-    `elapsed_s` since the generation first started, `submitted_s` since the submission.
+    `elapsed_s` since the generation first started, `attempted_s` since its attempt was begun,
+    `submitted_s` since that was accepted.
     """
 
     generation: "Generation"
@@ -188,6 +189,7 @@ class AtWork:
     lease_id: uuid.UUID | None
     elapsed_s: float
     submitted_s: float
+    attempted_s: float
 
 
 class GenerationQuerySet(models.QuerySet["Generation"]):
@@ -207,13 +209,15 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
                        attempt_count, retry_count, generation.cost_usd, lease.id,
                        extract(epoch FROM now() - started_at),
                        attempt.id, attempt.provider_id, attempt.outputs::text,
-                       COALESCE(extract(epoch FROM now() - submitted_at), 0)
+                       COALESCE(extract(epoch FROM now() - submitted_at), 0),
+                       COALESCE(extract(epoch FROM now() - attempt.created_at), 0)
                 FROM batches_generation generation
                 LEFT JOIN LATERAL (
                     SELECT id FROM batches_lease WHERE generation_id = generation.id
                 ) lease ON true
                 LEFT JOIN LATERAL (
-                    SELECT id, provider_id, outputs, submitted_at FROM batches_attempt
+                    SELECT id, provider_id, outputs, submitted_at, created_at
+                    FROM batches_attempt
                     WHERE generation_id = generation.id AND number = attempt_count
                 ) attempt ON true
                 WHERE generation.id = %s AND status = %s
@@ -242,7 +246,14 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
             provider_id=row[13],
             outputs=json.loads(row[14]),
         )
-        return AtWork(generation, attempt, row[10], float(row[11]), float(row[15]))
+        return AtWork(
+            generation=generation,
+            attempt=attempt,
+            lease_id=row[10],
+            elapsed_s=float(row[11]),
+            submitted_s=float(row[15]),
+            attempted_s=float(row[16]),
+        )
 
     def with_images(self) -> Self:
         """Adds `image_rows`, the images as dicts in order, in the same query."""

@@ -71,16 +71,17 @@ def admit() -> Admission:
         picks: list[_Pick] = []
         after: tuple[float, int] = (-math.inf, 0)
         for _ in range(MAX_ROUNDS):
-            free = pools[Pool.SYSTEM].capacity - running[Pool.SYSTEM]
             allowances = _allowances(pools, running, now)
-            if free <= 0 or not allowances:
+            # What the providers do not take is not handed out: the ring must stand still.
+            free = min(pools[Pool.SYSTEM].capacity - running[Pool.SYSTEM], sum(allowances.values()))
+            if free <= 0:
                 break
             lanes = _lanes_after(after, limit=free)
             if not lanes:
                 break
             after = (lanes[-1].vtime, lanes[-1].owner_id)
             shares, reached = share_slots(lanes, free)
-            picked = _pick(shares, allowances)
+            picked = _pick(shares, allowances, besides=picks)
             if picked:
                 _charge_lanes(picked)
                 _charge_pools(picked, pools, running, now, reached)
@@ -216,7 +217,9 @@ def _lanes_after(after: tuple[float, int], *, limit: int) -> list[Lane]:
         ]
 
 
-def _pick(shares: dict[int, int], allowances: dict[str, int]) -> list[_Pick]:
+def _pick(
+    shares: dict[int, int], allowances: dict[str, int], *, besides: Sequence[_Pick]
+) -> list[_Pick]:
     """The next generations of each lane, locked: by priority, then first in first out."""
     with connection.cursor() as cursor:
         cursor.execute(
@@ -228,14 +231,19 @@ def _pick(shares: dict[int, int], allowances: dict[str, int]) -> list[_Pick]:
                 SELECT id, owner_id, provider, batch_id, index
                 FROM batches_generation
                 WHERE owner_id = share.owner_id AND status = 'queued' AND not_before IS NULL
-                  AND provider = ANY(%s)
+                  AND provider = ANY(%s) AND id <> ALL(%s)
                 ORDER BY priority DESC, created_at, index, id
                 LIMIT share.slots FOR UPDATE SKIP LOCKED
             ) line
             LEFT JOIN batches_batch batch
               ON batch.id = line.batch_id AND batch.status = 'pending'
             """,
-            [list(shares), list(shares.values()), list(allowances)],
+            [
+                list(shares),
+                list(shares.values()),
+                list(allowances),
+                [pick.generation_id for pick in besides],
+            ],
         )
         left = dict(allowances)
         picks = []

@@ -49,6 +49,8 @@ MAX_REDIRECTS = 3
 _CHUNK_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({403, 404, 410})
+# The escapes of NUL and of surrogates, and numbers whose exponent may be out of range.
+_UNSTORABLE = re.compile(rb"\\u(0000|[dD][89a-fA-F])|[0-9][eE]\+?[0-9]{3}")
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.I)
 
 
@@ -61,11 +63,28 @@ class Response:
     body: bytes
 
     def json(self) -> Any:
-        """Return the parsed body, `None` when it is not JSON (an HTML error page, say)."""
+        """Return the parsed body, `None` when it is not JSON (an HTML error page, say).
+
+        Its text holds no NUL and no lone surrogate, and its numbers are finite: those cannot be
+        stored, and no answer may be lost for what its author let slip into a log.
+        """
         try:
-            return json.loads(self.body)
+            data = json.loads(self.body, parse_constant=lambda name: None)
         except (ValueError, RecursionError):
             return None
+        return _storable(data) if _UNSTORABLE.search(self.body) else data
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {_storable(key): _storable(item) for key, item in value.items()}
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 Django's synchronous stack runs on a bounded set of long-lived threads. Under Django's own ASGI
 handler every request gets a thread of its own, and with it a new database connection.
 
-A thread is taken when the request is complete: bodies are bounded, so they are read here first,
-and a client that sends slowly, or never ends, holds nobody up.
+A thread is taken when the request is complete: bodies are bounded, so they are read here first.
+It is given back when the answer is taken, or the client has had its time: one that sends slowly,
+reads slowly or never ends holds nobody up for long.
 """
 
 import asyncio
@@ -22,6 +23,9 @@ from django.core.wsgi import get_wsgi_application
 
 WEB_THREADS = 8
 BODY_TIMEOUT_S = 20.0
+# To take one piece of an answer, and all of it.
+PIECE_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 300.0
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,7 +46,7 @@ async def application(scope: Message, receive: Receive, send: Send) -> None:
         return
     if body is None:
         return
-    await _django(_complete(scope, body), _replay(body, receive), send)  # type: ignore[arg-type]
+    await _django(_complete(scope, body), _replay(body, receive), _impatient(send))  # type: ignore[arg-type]
 
 
 async def _read_body(receive: Receive) -> bytes | None:
@@ -78,3 +82,22 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return replay
+
+
+def _impatient(send: Send) -> Send:
+    """Drops what a client does not take in time, so that the thread behind it can finish."""
+    deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
+    gone = False
+
+    async def send_in_time(message: Message) -> None:
+        nonlocal gone
+        if gone:
+            return
+        now_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(min(now_s + PIECE_TIMEOUT_S, deadline_s)):
+                await send(message)
+        except TimeoutError:
+            gone = True
+
+    return send_in_time

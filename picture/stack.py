@@ -81,7 +81,9 @@ def programs(
         quiet = ("--loglevel", "INFO", "--without-gossip", "--without-mingle")
         # Flower asks workers for their events every few seconds; so it sees the first tasks too.
         watched = ("--task-events",) if flower_port is not None else ()
-        arguments = (*celery, "worker", "-n", f"{name}@%h", *options, *quiet, *watched)
+        # Its banner and a warning to root would bury what `run` has to say.
+        silent = ("-W", "ignore:::celery.platforms", "-m", "celery", "--quiet", "-A", "picture")
+        arguments = (*silent, "worker", "-n", f"{name}@%h", *options, *quiet, *watched)
         return Program(f"worker-{name}", arguments, ready_line=rf"\b{name}@\S+ ready\.")
 
     wanted = []

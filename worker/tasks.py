@@ -5,6 +5,7 @@ raises `Ignore` for a delivery that is void because another one will come, and `
 again later. Arguments are ids; everything else is read from the rows.
 """
 
+import contextlib
 import logging
 import random
 import tempfile
@@ -21,7 +22,8 @@ from celery.exceptions import Ignore
 from django.conf import settings
 from django.core.files import File
 from django.core.files.base import ContentFile
-from django.db import InterfaceError, OperationalError
+from django.core.files.storage import default_storage
+from django.db import IntegrityError, InterfaceError, OperationalError
 
 from batches import lifecycle, scheduling, wake
 from batches.models import (
@@ -31,6 +33,7 @@ from batches.models import (
     Generation,
     GenerationStatus,
     Image,
+    image_key,
 )
 from generation import images
 from generation.catalogue import get_model
@@ -90,6 +93,10 @@ JITTER = 0.25
 FETCH_DELAYS_S = (0.5, 2.0, 5.0, 15.0)
 # A file that is no image may have been cut off on its way: fetching again costs nothing.
 FETCH_LIMITS = {ErrorClass.DOWNLOAD_FAILED: len(FETCH_DELAYS_S), ErrorClass.BAD_OUTPUT: 1}
+# Longer than any submission takes with its deadline: past it nobody waits for the answer.
+SUBMISSION_TAKES_S = 30.0
+# The longest between two looks, whatever a provider asks for.
+MAX_PUT_OFF_S = 30.0
 # How long after our deadline the provider may take to confirm that it has stopped.
 CANCEL_GRACE_S = 60.0
 # Outputs up to this size never touch the disk before they are stored.
@@ -161,7 +168,8 @@ def usual_s(model_id: str) -> float:
         recent = Attempt.objects.recent_run_times(model_id)
         model = get_model(model_id)
         prior = model.est_seconds if model else DEFAULT_USUAL_S
-        known = (time.monotonic() + USUAL_TTL_S, median(recent) if recent else prior)
+        usual = max(median(recent) if recent else prior, MIN_LOOK_S)
+        known = (time.monotonic() + USUAL_TTL_S, usual)
         _usual[model_id] = known
     return known[1]
 
@@ -222,9 +230,16 @@ def generate(self: Task, generation_id: str, lease_id: str) -> str:
     if attempt is None:
         if left_s <= 0:
             return _fail_late(generation, work.lease_id, None)
-        attempt = lifecycle.begin_attempt(generation=generation)
+        try:
+            attempt = lifecycle.begin_attempt(generation=generation)
+        except IntegrityError:
+            raise Ignore from None  # another delivery of this lease was faster
         answer = _submit(provider, generation, left_s)
     elif attempt.provider_id is None:
+        if work.attempted_s < SUBMISSION_TAKES_S:
+            # Another delivery may be waiting for the answer: a broker that comes back sends
+            # again what is still being worked on.
+            raise self.retry(countdown=MAX_LOOK_S)
         # An earlier delivery died between asking and hearing the answer.
         answer = Failure(
             ErrorClass.TIMEOUT_UNKNOWN, "The submission was interrupted; it may have been charged."
@@ -237,7 +252,8 @@ def generate(self: Task, generation_id: str, lease_id: str) -> str:
             if answer.error_class != ErrorClass.NOT_FOUND:
                 # Not being able to look says nothing about the work.
                 logger.warning("generation %s: cannot look: %s", generation_id, answer.message)
-                raise self.retry(countdown=answer.retry_after_s or MAX_LOOK_S)
+                wait_s = answer.retry_after_s or MAX_LOOK_S
+                raise self.retry(countdown=min(max(wait_s, MIN_LOOK_S), MAX_PUT_OFF_S))
 
     if isinstance(answer, Failure):
         return _retry_or_fail(generation, work.lease_id, attempt, answer)
@@ -260,13 +276,16 @@ def generate(self: Task, generation_id: str, lease_id: str) -> str:
             return _fail_late(generation, work.lease_id, attempt)
         return _retry_or_fail(generation, work.lease_id, attempt, answer.failure)
     logger.info("generation %s: %s is done", generation_id, answer.id)
-    lifecycle.begin_download(
+    if not lifecycle.begin_download(
         generation=generation,
         lease_id=work.lease_id,
         attempt=attempt,
         prediction=answer,
         cost_usd=_cost_usd(generation, answer),
-    )
+    ):
+        # Whatever became of it meanwhile: that it was accepted, and may cost, stays on record.
+        lifecycle.record_submission(attempt=attempt, prediction=answer)
+        return _status_or_ignore(generation_id)
     return GenerationStatus.DOWNLOADING
 
 
@@ -334,39 +353,37 @@ def download(self: Task, outcome: str, generation_id: str) -> str:
 
 
 def _fetch(provider: Provider, url: str, generation: Generation, index: int) -> Image | Failure:
-    """One output in storage, its row not saved yet."""
-    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
-        file = cast(BinaryIO, spool)
-        fetched = http_client().download(
-            url, file, hosts=provider.output_hosts, max_bytes=settings.MAX_OUTPUT_BYTES
-        )
-        if isinstance(fetched, Failure):
-            return fetched
-        verified = images.verify(
-            file, max_pixels=settings.MAX_OUTPUT_PIXELS, max_bytes=settings.MAX_OUTPUT_BYTES
-        )
-        if isinstance(verified, Failure):
-            return verified
-        image = Image(
-            generation=generation,
-            owner_id=generation.owner_id,
-            index=index,
-            format=verified.format,
-            width=verified.width_px,
-            height=verified.height_px,
-            size_bytes=verified.size_bytes,
-            sha256=verified.sha256,
-        )
-        try:
-            file.seek(0)
-            image.file.save(f"{index}.{verified.extension}", File(file), save=False)
-            image.thumbnail.save(
-                f"{index}.thumbnail.webp", ContentFile(verified.thumbnail), save=False
+    """One output in storage, its row not saved yet. A failure leaves no file behind."""
+    image = Image(generation=generation, owner_id=generation.owner_id, index=index)
+    names: list[str] = []
+    try:
+        with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
+            file = cast(BinaryIO, spool)
+            fetched = http_client().download(
+                url, file, hosts=provider.output_hosts, max_bytes=settings.MAX_OUTPUT_BYTES
             )
-        except OSError as error:
-            logger.error("generation %s: cannot store: %s", generation.pk, error)
-            return Failure(ErrorClass.DOWNLOAD_FAILED, "The image could not be stored.")
-        return image
+            if isinstance(fetched, Failure):
+                return fetched
+            verified = images.verify(
+                file, max_pixels=settings.MAX_OUTPUT_PIXELS, max_bytes=settings.MAX_OUTPUT_BYTES
+            )
+            if isinstance(verified, Failure):
+                return verified
+            image.format = verified.format
+            image.width, image.height = verified.width_px, verified.height_px
+            image.size_bytes, image.sha256 = verified.size_bytes, verified.sha256
+            names = [f"{index}.{verified.extension}", f"{index}.thumbnail.webp"]
+            file.seek(0)
+            image.file.save(names[0], File(file), save=False)
+            image.thumbnail.save(names[1], ContentFile(verified.thumbnail), save=False)
+    # A full disk, or whatever a storage raises: they have no exception in common.
+    except Exception:
+        logger.exception("generation %s: cannot store", generation.pk)
+        with contextlib.suppress(Exception):
+            for name in names:
+                default_storage.delete(image_key(image, name))
+        return Failure(ErrorClass.DOWNLOAD_FAILED, "The image could not be stored.")
+    return image
 
 
 # --- The end of a batch -------------------------------------------------------------------------

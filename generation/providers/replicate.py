@@ -27,6 +27,7 @@ from generation.provider import (
     SubmitRequest,
 )
 
+ID_MAX_LENGTH = 100  # theirs have 26 characters
 SUBMIT_DEADLINE_S = 15.0
 FETCH_DEADLINE_S = 10.0
 CANCEL_AFTER_MIN_S = 5
@@ -244,7 +245,7 @@ def read_prediction(body: object) -> Prediction | None:
     if not isinstance(body, dict) or not isinstance(body.get("status"), str):
         return None
     prediction_id = body.get("id")
-    if not isinstance(prediction_id, str) or not prediction_id:
+    if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= ID_MAX_LENGTH:
         return None
     status, outputs, failure = _outcome(body)
     logs = body.get("logs")
@@ -413,4 +414,5 @@ def _cut(value: Any, depth: int = 0) -> Any:
 
 
 def _text(answer: Response) -> str:
-    return answer.body[: RAW_LIMIT * 4].decode("utf-8", "replace")[:RAW_LIMIT]
+    text = answer.body[: RAW_LIMIT * 4].decode("utf-8", "replace")
+    return text.replace("\0", "")[:RAW_LIMIT]
