@@ -182,6 +182,32 @@ def test_nothing_moves_a_generation_that_has_ended():
     assert broken() == []
 
 
+def test_a_late_delivery_does_not_move_what_belongs_to_the_next_admission():
+    stale, lease_id, attempt = start(make_generation())
+    fields = {
+        "generation": stale,
+        "lease_id": lease_id,
+        "attempt": attempt,
+        "failure": INTERRUPTED,
+    }
+    assert lifecycle.requeue_generation(**fields, delay_s=0, counts_as_retry=True)
+    Generation.objects.update(not_before=None)
+    Lane.objects.update(queued=1)
+    admit()
+    assert not lifecycle.requeue_generation(**fields, delay_s=0, counts_as_retry=True)
+    assert not lifecycle.fail_generation(**fields)
+    assert not lifecycle.begin_download(
+        generation=stale,
+        lease_id=lease_id,
+        attempt=attempt,
+        prediction=DONE,
+        cost_usd=Decimal(1),
+    )
+    assert Generation.objects.get().status == "processing"
+    assert Lease.objects.count() == 1
+    assert broken() == []
+
+
 def test_a_requeued_generation_keeps_its_history_and_frees_its_slot():
     generation, lease_id, attempt = start(make_generation())
     assert lifecycle.requeue_generation(

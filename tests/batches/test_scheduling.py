@@ -244,6 +244,38 @@ def test_work_for_a_closed_provider_does_not_hold_up_others(settings):
     assert admitted_ids() == [open_work.pk]
 
 
+def test_no_round_picks_what_an_earlier_one_has_picked(settings):
+    settings.PROVIDER_POOLS = {"replicate": {"capacity": 10}, "other": {"capacity": 0}}
+    settings.MAX_PARALLEL_GLOBAL = 2
+    user = make_user()
+    make_batch(user, size=1)
+    closed = make_user()
+    make_generation(closed, provider="other")
+    Lane.objects.filter(owner=closed).update(vtime=0.5)
+    make_generation(user, provider="other")
+    admitted = admitted_ids()
+    assert len(admitted) == len(set(admitted)) == 1
+
+
+def test_turns_are_taken_also_when_the_provider_is_the_limit(settings):
+    settings.PROVIDER_POOLS = {"replicate": {"capacity": 2}}
+    settings.MAX_PARALLEL_PER_USER = 20
+    crowd = make_user()
+    for _ in range(2):
+        make_batch(crowd, size=20)
+    first = admitted_ids()
+    assert Pool.objects.get(name="system").vtime <= 2
+    newcomer = make_batch(size=3).owner
+    order = []
+    for generation_id in first:
+        release(generation_id)
+    for _ in range(4):
+        for generation_id in admitted_ids():
+            order.append(Generation.objects.get(pk=generation_id).owner)
+            release(generation_id)
+    assert order[:6].count(newcomer) == 3
+
+
 def test_only_the_first_member_of_a_batch_carries_its_size():
     batch = make_batch(size=3)
     assert sorted((member.index, member.chord_size) for member in admit().admitted) == [

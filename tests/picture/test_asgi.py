@@ -80,3 +80,34 @@ def test_a_query_that_is_not_ascii_is_quoted(handed_on):
 def test_other_protocols_are_not_answered(handed_on):
     asyncio.run(asgi.application({"type": "lifespan"}, None, None))
     assert handed_on == []
+
+
+def test_a_client_that_does_not_take_its_answer_gives_the_thread_back(handed_on, monkeypatch):
+    monkeypatch.setattr(asgi, "PIECE_TIMEOUT_S", 0.05)
+
+    async def stuck(message):
+        await asyncio.Event().wait()
+
+    async def receive():
+        return chunk(b"", more=False)
+
+    scope = {"type": "http", "headers": [], "query_string": b""}
+    asyncio.run(asyncio.wait_for(asgi.application(scope, receive, stuck), timeout=5))
+    assert len(handed_on) == 1
+
+
+def test_an_answer_in_drips_ends_at_its_deadline(handed_on, monkeypatch):
+    monkeypatch.setattr(asgi, "ANSWER_TIMEOUT_S", 0.0)
+    assert call([chunk(b"", more=False)]) in ([], [200])
+    taken = []
+
+    async def drip(message):
+        taken.append(message)
+        await asyncio.Event().wait()
+
+    async def receive():
+        return chunk(b"", more=False)
+
+    scope = {"type": "http", "headers": [], "query_string": b""}
+    asyncio.run(asyncio.wait_for(asgi.application(scope, receive, drip), timeout=5))
+    assert len(taken) == 1

@@ -155,11 +155,33 @@ def test_a_delivery_of_an_earlier_lease_does_nothing(provider):
 def test_a_redelivery_that_finds_an_unanswered_submission_never_submits_again(provider):
     generation, member = start()
     tasks.lifecycle.begin_attempt(generation=Generation.objects.get())
+    with pytest.raises(Retry):  # the delivery that asked may still be waiting for the answer
+        run(member)
+    Attempt.objects.update(created_at=Now() - timedelta(seconds=31))
     assert run(member) == "failed"
     generation.refresh_from_db()
     assert generation.error_code == "submission_unknown"
     assert generation.attempts.get().outcome == "submission_unknown"
     assert provider.submitted == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_deliveries_of_one_lease_submit_once(provider, monkeypatch):
+    _, member = start()
+    provider.answers = [running()]
+    original = tasks.lifecycle.begin_attempt
+
+    def beaten(*, generation):
+        # Another delivery is faster between the reading of the rows and the writing.
+        monkeypatch.setattr(tasks.lifecycle, "begin_attempt", original)
+        with pytest.raises(Retry):
+            run(member)
+        return original(generation=generation)
+
+    monkeypatch.setattr(tasks.lifecycle, "begin_attempt", beaten)
+    with pytest.raises(Ignore):
+        run(member)
+    assert len(provider.submitted) == Attempt.objects.count() == 1
 
 
 def test_an_answer_that_was_lost_is_not_asked_for_again(provider):
@@ -260,6 +282,55 @@ def test_not_being_able_to_look_is_no_failure_of_the_work(provider, retries):
     assert Attempt.objects.count() == 1
 
 
+@pytest.mark.parametrize("asked_s", [86_400.0, 999_999_999_999.0])
+def test_a_provider_cannot_put_off_the_next_look_for_long(provider, retries, asked_s):
+    _, member = start()
+    provider.answers = [
+        running(),
+        Failure(ErrorClass.RATE_LIMITED, "slow down", retry_after_s=asked_s),
+    ]
+    for _ in range(2):
+        with pytest.raises(Retry):
+            run(member)
+    assert retries[-1] == tasks.MAX_PUT_OFF_S
+
+
+def test_waiting_for_a_provider_that_accepts_nothing_does_not_use_up_the_deadline(provider):
+    generation, member = start()
+    provider.answers = [Failure(ErrorClass.AUTH, "no")]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert generation.started_at is None
+
+
+def test_an_outcome_that_comes_too_late_leaves_the_submission_on_record(provider, monkeypatch):
+    generation, member = start()
+
+    def overtaken(**kwargs):
+        tasks.lifecycle.fail_generation(
+            generation=kwargs["generation"],
+            lease_id=kwargs["lease_id"],
+            attempt=kwargs["attempt"],
+            failure=Failure(ErrorClass.UNKNOWN, "overtaken"),
+        )
+        return original(**kwargs)
+
+    original = tasks.lifecycle.begin_download
+    monkeypatch.setattr(tasks.lifecycle, "begin_download", overtaken)
+    provider.answers = [succeeded()]
+    assert run(member) == "failed"
+    assert generation.attempts.get().provider_id == "p1"
+
+
+def test_a_usual_time_of_nothing_is_no_division_by_it(provider, monkeypatch):
+    monkeypatch.setattr(tasks.Attempt.objects, "recent_run_times", lambda model: [0.0])
+    _, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+
+
 def test_work_past_its_deadline_is_cancelled_and_then_failed(provider):
     generation, member = start()
     provider.answers = [running()]
@@ -357,7 +428,37 @@ def test_an_output_that_cannot_be_fetched_is_tried_again_and_then_given_up(provi
     assert retries == sorted(retries)
 
 
-def test_a_full_disk_is_retried_without_paying_again(provider, monkeypatch, retries):
+class StorageError(Exception):
+    """What a storage over a network raises need not be an OSError."""
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), StorageError("503")])
+@pytest.mark.parametrize("write", [1, 2], ids=["image", "thumbnail"])
+def test_a_storage_that_fails_is_tried_again_without_paying_and_keeps_nothing(
+    provider, monkeypatch, media, error, write
+):
+    generation, member = start()
+    provider.answers = [succeeded()]
+    run(member)
+    writes = []
+    save = FileSystemStorage._save
+
+    def failing(self, name, content):
+        writes.append(name)
+        if len(writes) == write:
+            raise error
+        return save(self, name, content)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(FileSystemStorage, "_save", failing)
+        with pytest.raises(Retry):
+            tasks.download.run("downloading", str(generation.pk))
+    assert [path for path in media.rglob("*") if path.is_file()] == []
+    assert tasks.download.run("downloading", str(generation.pk)) == "completed"
+    assert len(provider.submitted) == 1
+
+
+def test_a_full_disk_while_fetching_is_tried_again(provider, monkeypatch):
     generation, member = start()
     provider.answers = [succeeded()]
     run(member)
@@ -366,11 +467,10 @@ def test_a_full_disk_is_retried_without_paying_again(provider, monkeypatch, retr
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(FileSystemStorage, "_save", full)
+        disk.setattr(tasks.http_client(), "download", full)
         with pytest.raises(Retry):
             tasks.download.run("downloading", str(generation.pk))
     assert tasks.download.run("downloading", str(generation.pk)) == "completed"
-    assert len(provider.submitted) == 1
 
 
 def test_a_database_that_is_away_puts_the_task_off(provider, monkeypatch, retries):
