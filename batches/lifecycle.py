@@ -201,7 +201,7 @@ def start_generations(
     _move(
         generation_ids,
         GenerationStatus.PROCESSING,
-        "started_at = COALESCE(started_at, now()), attempt_count = attempt_count + 1, progress = 0",
+        "started_at = COALESCE(started_at, statement_timestamp()), attempt_count = attempt_count + 1, progress = 0",
     )
     if batch_ids:
         _move_batches(Q(pk__in=batch_ids), BatchStatus.PROCESSING, started_at=Now())
@@ -265,7 +265,7 @@ def begin_download(
     moved = _move(
         [generation.pk],
         GenerationStatus.DOWNLOADING,
-        "downloading_at = now(), progress = 100, cost_usd = cost_usd + %s",
+        "downloading_at = statement_timestamp(), progress = 100, cost_usd = cost_usd + %s",
         [cost_usd],
         attempt_count=generation.attempt_count,
     )
@@ -306,7 +306,7 @@ def requeue_generation(
         [generation.pk],
         GenerationStatus.QUEUED,
         # While nothing was ever accepted, the time to the deadline has not begun either.
-        "not_before = now() + make_interval(secs => %s), progress = 0, "
+        "not_before = statement_timestamp() + make_interval(secs => %s), progress = 0, "
         "retry_count = retry_count + %s, started_at = CASE WHEN %s OR EXISTS (SELECT FROM "
         "batches_attempt WHERE generation_id = batches_generation.id AND provider_id IS NOT NULL) "
         "THEN started_at END",
@@ -336,7 +336,7 @@ def fail_generation(
     moved = _move(
         [generation.pk],
         GenerationStatus.FAILED,
-        "finished_at = now(), not_before = NULL, error_code = %s, error_message = %s",
+        "finished_at = statement_timestamp(), not_before = NULL, error_code = %s, error_message = %s",
         [code or failure.error_class, failure.message],
         only_from=GenerationStatus(generation.status),
         attempt_count=generation.attempt_count,
@@ -357,7 +357,7 @@ def complete_generation(*, generation: Generation, images: Sequence[Image]) -> b
     moved = _move(
         [generation.pk],
         GenerationStatus.COMPLETED,
-        "finished_at = now(), progress = 100",
+        "finished_at = statement_timestamp(), progress = 100",
         attempt_count=generation.attempt_count,
     )
     if not moved:

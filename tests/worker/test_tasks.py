@@ -213,8 +213,9 @@ ALL_DELAYS = len([5, 15, 30])
     ],
 )
 def test_each_class_of_failure_is_tried_as_often_as_its_rule_says(
-    provider, error_class, submissions
+    provider, error_class, submissions, monkeypatch
 ):
+    monkeypatch.setattr(tasks.random, "random", lambda: 0.5)
     generation, member = start()
     for attempt in range(submissions):
         # Every prediction has an id of its own.
@@ -229,8 +230,7 @@ def test_each_class_of_failure_is_tried_as_often_as_its_rule_says(
             run(member)
         generation.refresh_from_db()
         wait_s = generation.not_before - generation.attempts.latest("number").finished_at
-        configured = [5, 15, 30][attempt]
-        assert configured <= wait_s.total_seconds() <= configured * 1.25
+        assert wait_s.total_seconds() == pytest.approx([5, 15, 30][attempt] * 1.125, abs=0.5)
         Generation.objects.update(not_before=None)
         Lane.objects.update(queued=1)
         (member,) = admit().admitted
