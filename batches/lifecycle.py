@@ -201,7 +201,8 @@ def start_generations(
     _move(
         generation_ids,
         GenerationStatus.PROCESSING,
-        "started_at = COALESCE(started_at, statement_timestamp()), attempt_count = attempt_count + 1, progress = 0",
+        "started_at = COALESCE(started_at, statement_timestamp()), "
+        "attempt_count = attempt_count + 1, progress = 0",
     )
     if batch_ids:
         _move_batches(Q(pk__in=batch_ids), BatchStatus.PROCESSING, started_at=Now())
@@ -336,7 +337,8 @@ def fail_generation(
     moved = _move(
         [generation.pk],
         GenerationStatus.FAILED,
-        "finished_at = statement_timestamp(), not_before = NULL, error_code = %s, error_message = %s",
+        "finished_at = statement_timestamp(), not_before = NULL, "
+        "error_code = %s, error_message = %s",
         [code or failure.error_class, failure.message],
         only_from=GenerationStatus(generation.status),
         attempt_count=generation.attempt_count,
