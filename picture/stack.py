@@ -65,6 +65,7 @@ class Program:
     arguments: tuple[str, ...]
     ready_line: str = ""  # a regular expression for a line of its log
     ready_url: str = ""  # answers 200
+    nice: int = 0  # how far it stands back for the others on a machine that is busy
 
 
 # --- what runs --------------------------------------------------------------------------------
@@ -97,6 +98,7 @@ def programs(
             "web",
             ("-m", "uvicorn", "picture.asgi:application", *address, *serving),
             ready_url=f"http://{HOST}:{port}/health/live",
+            nice=4,  # work that was accepted goes before work that comes
         ),
         worker("generate", "generate", "threads", 20),
         worker("download", "download", "prefork", 2),
@@ -209,6 +211,9 @@ class Process:
                 start_new_session=True,
             )
         self._process = psutil.Process(self._popen.pid)
+        # Its threads and children, which come later, inherit it.
+        if program.nice:
+            self._process.nice(program.nice)
 
     @property
     def pid(self) -> int:
