@@ -155,7 +155,7 @@ def _retry_or_fail(
 
 MIN_LOOK_S, MAX_LOOK_S = 0.05, 5.0
 # Half of all predictions take longer than usual, most of those by next to nothing.
-LOOK_MARGIN = 0.002
+LOOK_MARGIN = 0.005
 USUAL_TTL_S = 0.5
 DEFAULT_USUAL_S = 5.0
 _usual: dict[str, tuple[float, float]] = {}

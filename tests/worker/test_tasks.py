@@ -508,8 +508,8 @@ def test_backoff_is_never_shorter_than_configured_and_at_most_a_quarter_longer()
 
 
 def test_the_first_look_is_when_it_usually_is_done():
-    assert tasks.next_look_s(0.0, 2.0) == pytest.approx(2.004)
-    assert tasks.next_look_s(1.5, 2.0) == pytest.approx(0.504)
+    assert tasks.next_look_s(0.0, 2.0) == pytest.approx(2.01)
+    assert tasks.next_look_s(1.5, 2.0) == pytest.approx(0.51)
 
 
 @pytest.mark.parametrize("usual_s", [0.5, 2.0, 9.0])
