@@ -106,12 +106,8 @@ SUBMISSION_UNKNOWN = "submission_unknown"
 
 
 def backoff_s(retry: int, *, delays: list[float], rand: Callable[[], float]) -> float:
-    """Seconds before retry number `retry`, from 0: as configured, and up to a quarter more.
-
-    Past the last configured delay each one doubles the one before.
-    """
-    base = delays[retry] if retry < len(delays) else delays[-1] * 2 ** (retry - len(delays) + 1)
-    return base * (1 + JITTER * rand())
+    """Seconds before retry number `retry`, from 0: as configured, and up to a quarter more."""
+    return delays[retry] * (1 + JITTER * rand())
 
 
 def _retry_or_fail(
@@ -126,13 +122,12 @@ def _retry_or_fail(
             logger.error("%s stopped for %.0f s: %s", generation.provider, wait_s, failure.message)
         retry, delay_s = True, wait_s
     else:
-        limit = len(settings.RETRY_DELAYS) if rule.limit is None else rule.limit
-        retry = generation.retry_count < limit
-        delay_s = backoff_s(
-            generation.retry_count, delays=settings.RETRY_DELAYS, rand=random.random
-        )
-        if failure.retry_after_s is not None:
-            delay_s = max(delay_s, min(failure.retry_after_s, MAX_BLOCK_S))
+        delays = settings.RETRY_DELAYS[: rule.limit]
+        retry = generation.retry_count < len(delays)
+        delay_s = min(failure.retry_after_s or 0.0, MAX_BLOCK_S)
+        if retry:
+            own_s = backoff_s(generation.retry_count, delays=delays, rand=random.random)
+            delay_s = max(delay_s, own_s)
     logger.info("generation %s: %s: %s", generation.pk, failure.error_class, failure.message)
     if retry:
         lifecycle.requeue_generation(
