@@ -122,8 +122,8 @@ def test_a_mixed_batch_ends_partial_with_exact_counts_and_charges(client, simula
         assert len(charges) == 3
         for retry, delay_s in enumerate(RETRY_DELAYS_S[:2]):
             pause_s = charges[retry + 1]["created_at"] - charges[retry]["ended_at"]
-            # Up to a quarter of jitter, and the looks and hops around it.
-            assert delay_s <= pause_s <= delay_s * 1.25 + 2
+            # Never sooner; how much later at most is exact in the unit tests.
+            assert pause_s >= delay_s
     assert len(simulator.charges(client.username)) == 14
 
 
