@@ -68,11 +68,13 @@ def _batch_counters() -> list[str]:
             SELECT count(*) AS total,
                    count(*) FILTER (WHERE status = 'completed') AS completed,
                    count(*) FILTER (WHERE status = 'failed') AS failed,
-                   count(*) FILTER (WHERE status = 'cancelled') AS cancelled
+                   count(*) FILTER (WHERE status = 'cancelled') AS cancelled,
+                   COALESCE(sum(cost_usd) FILTER (
+                       WHERE status IN ('completed', 'failed', 'cancelled')), 0) AS cost_usd
             FROM batches_generation WHERE batch_id = batch.id
         ) rows ON true
-        WHERE (total_count, completed_count, failed_count, cancelled_count)
-           <> (rows.total, rows.completed, rows.failed, rows.cancelled)
+        WHERE (total_count, completed_count, failed_count, cancelled_count, batch.cost_usd)
+           <> (rows.total, rows.completed, rows.failed, rows.cancelled, rows.cost_usd)
         """
     )
 
@@ -81,7 +83,8 @@ def _slots() -> list[str]:
     return _rows(
         """
         SELECT 'lane running', owner_id FROM batches_lane lane
-        WHERE running <> (SELECT count(*) FROM batches_lease WHERE owner_id = lane.owner_id)
+        WHERE running <> (
+            SELECT count(*) FROM batches_lease WHERE owner_id = lane.owner_id AND holds_slot)
         UNION ALL
         SELECT 'lane queued', owner_id FROM batches_lane lane
         WHERE queued <> (
@@ -95,11 +98,15 @@ def _slots() -> list[str]:
         """
         SELECT 'lease without work', generation_id::text FROM batches_lease
         JOIN batches_generation generation ON generation.id = generation_id
-        WHERE generation.status <> 'processing'
+        WHERE generation.status <> CASE WHEN holds_slot THEN 'processing' ELSE 'downloading' END
         UNION ALL
         SELECT 'work without lease', id::text FROM batches_generation generation
-        WHERE status = 'processing'
+        WHERE status IN ('processing', 'downloading')
           AND NOT EXISTS (SELECT FROM batches_lease WHERE generation_id = generation.id)
+        UNION ALL
+        SELECT 'in line though paused', generation.id::text FROM batches_generation generation
+        JOIN batches_batch batch ON batch.id = batch_id
+        WHERE generation.status = 'queued' AND batch.status = 'paused'
         """
     )
 
@@ -108,7 +115,8 @@ def _assets() -> list[str]:
     return _rows(
         """
         SELECT id, status FROM batches_generation generation
-        WHERE (status = 'completed') <> (deleted_image_count > 0 OR EXISTS (
+        WHERE deleted_at IS NULL
+          AND (status = 'completed') <> (deleted_image_count > 0 OR EXISTS (
             SELECT FROM batches_image WHERE generation_id = generation.id))
         """
     )
@@ -125,7 +133,8 @@ def _stored_names() -> Iterator[str]:
 
 
 def _files() -> list[str]:
-    """Files without a row, unless their generation may still be writing; rows without a file."""
+    """Files without a row, unless they are about to be deleted or their generation may still be
+    writing; rows without a file."""
     broken = []
     page: list[str] = []
 
@@ -136,6 +145,8 @@ def _files() -> list[str]:
             WHERE name NOT LIKE 'health/%%'
               AND NOT EXISTS (SELECT FROM batches_image WHERE file = name)
               AND NOT EXISTS (SELECT FROM batches_image WHERE thumbnail = name)
+              AND NOT EXISTS (
+                SELECT FROM batches_discarded WHERE starts_with(name, folder || '/'))
               AND NOT EXISTS (
                 SELECT FROM batches_generation
                 WHERE id::text = split_part(name, '/', 3) AND status = 'downloading')

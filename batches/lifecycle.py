@@ -5,30 +5,36 @@ may start from, and of any number of callers exactly one sees it succeed. `False
 someone else was faster: the caller returns quietly. Counters, leases and the version change in
 the same transaction as the status they belong to.
 
-Rows are locked in the order generation, lane, batch.
+Rows are locked in the order generation, lane, batch. What takes work out of line, or puts it
+back, holds the admissions before all of them.
 """
 
+import contextlib
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce, Now
 
-from batches import wake
+from batches import cleanup, wake
 from batches.models import (
     BATCH_FROM,
+    BATCH_OPEN,
+    BATCH_TERMINAL,
     GENERATION_FROM,
+    GENERATION_OPEN,
+    GENERATION_RETRYABLE,
     NOTHING_OPEN,
     PRIORITY_BATCH,
     PRIORITY_SINGLE,
     Attempt,
     AttemptOutcome,
+    AtWork,
     Batch,
     BatchStatus,
     Generation,
@@ -37,6 +43,8 @@ from batches.models import (
     Lane,
     Lease,
     Pool,
+    WebhookReceipt,
+    image_folder,
 )
 from generation.provider import ErrorClass, Failure, Prediction
 
@@ -134,36 +142,61 @@ def _enqueue(
 # --- The primitive ------------------------------------------------------------------------------
 
 
+class _Moved(NamedTuple):
+    """A generation whose status was set, and where it stood before."""
+
+    id: uuid.UUID
+    was: str
+    was_in_line: bool
+    cost_usd: Decimal
+
+
 def _move(
     generation_ids: Collection[uuid.UUID],
     to: GenerationStatus,
     assignments: str,
     values: Sequence[Any] = (),
     *,
-    only_from: GenerationStatus | None = None,
+    allowed: Collection[GenerationStatus] = (),
     attempt_count: int | None = None,
-) -> int:
-    """Set the status of those generations that may go there; how many did.
+    by_owner: bool = False,
+) -> list[_Moved]:
+    """Set the status of those generations that may go there, and tell which did.
 
+    `allowed` narrows down what `GENERATION_FROM` says; `by_owner`: it goes beyond that.
     `attempt_count` is the admission that the caller acts for: a late delivery of an earlier one
-    finds the status it expects and must not move what belongs to the next. `assignments` is SQL:
-    the most frequent write of all is not built anew each time.
+    finds the status it expects and must not move what belongs to the next. What is to be
+    cancelled goes nowhere else. `assignments` is SQL: the most frequent write of all is not built
+    anew each time.
     """
-    allowed = GENERATION_FROM[to] if only_from is None else (only_from,)
-    condition = "" if attempt_count is None else " AND attempt_count = %s"
+    assert by_owner or set(allowed) <= set(GENERATION_FROM[to])
+    conditions = ""
+    if to != GenerationStatus.CANCELLED and not by_owner:
+        conditions += " AND cancel_requested_at IS NULL"
+    if attempt_count is not None:
+        conditions += " AND attempt_count = %s"
     with connection.cursor() as cursor:
         cursor.execute(
-            f"UPDATE batches_generation SET status = %s, version = version + 1, {assignments} "
-            f"WHERE id = ANY(%s) AND status = ANY(%s){condition}",
+            f"""
+            WITH chosen AS (
+                SELECT id, status, status = 'queued' AND not_before IS NULL AS was_in_line
+                FROM batches_generation
+                WHERE id = ANY(%s) AND status = ANY(%s){conditions} FOR UPDATE
+            )
+            UPDATE batches_generation generation
+            SET status = %s, version = version + 1, {assignments}
+            FROM chosen WHERE generation.id = chosen.id
+            RETURNING generation.id, chosen.status, was_in_line, cost_usd
+            """,
             [
+                list(generation_ids),
+                list(allowed or GENERATION_FROM[to]),
+                *([] if attempt_count is None else [attempt_count]),
                 to,
                 *values,
-                list(generation_ids),
-                list(allowed),
-                *([] if attempt_count is None else [attempt_count]),
             ],
         )
-        return int(cursor.rowcount)
+        return [_Moved(*row) for row in cursor.fetchall()]
 
 
 def _move_batches(batches: Q, to: BatchStatus | Case, **fields: Any) -> int:
@@ -177,15 +210,35 @@ def _move_batches(batches: Q, to: BatchStatus | Case, **fields: Any) -> int:
     )
 
 
-def _count_in_batch(generation: Generation, counter: str) -> None:
-    """Count one ended generation, in the transaction that ends it."""
-    if generation.batch_id is not None:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"UPDATE batches_batch SET {counter} = {counter} + 1, version = version + 1, "
-                "cost_usd = cost_usd + %s WHERE id = %s",
-                [generation.cost_usd, generation.batch_id],
-            )
+def _count_in_batch(
+    batch_id: uuid.UUID | None,
+    counter: str,
+    *,
+    cost_usd: Decimal,
+    count: int = 1,
+    outside_chain: bool = False,
+) -> None:
+    """Count ended generations, in the transaction that ends them.
+
+    `outside_chain`: their chains are never completed, so the batch's chord never is either. Then
+    whoever ends the last one ends the batch as well.
+    """
+    if batch_id is None or not count:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            UPDATE batches_batch
+            SET {counter} = {counter} + %s, version = version + 1, cost_usd = cost_usd + %s,
+                has_chord = has_chord AND NOT %s
+            WHERE id = %s
+            RETURNING has_chord
+            """,
+            [count, cost_usd, outside_chain, batch_id],
+        )
+        (has_chord,) = cursor.fetchone()
+    if not has_chord:
+        finalise_batch(batch_id=batch_id)
 
 
 # --- Processing ---------------------------------------------------------------------------------
@@ -205,7 +258,11 @@ def start_generations(
         "attempt_count = attempt_count + 1, progress = 0",
     )
     if batch_ids:
-        _move_batches(Q(pk__in=batch_ids), BatchStatus.PROCESSING, started_at=Now())
+        _move_batches(
+            Q(pk__in=batch_ids),
+            BatchStatus.PROCESSING,
+            started_at=Coalesce("started_at", Now()),
+        )
 
 
 def begin_attempt(*, generation: Generation) -> Attempt:
@@ -221,46 +278,140 @@ def begin_attempt(*, generation: Generation) -> Attempt:
     )
 
 
-def record_submission(*, attempt: Attempt, prediction: Prediction) -> None:
-    """Keep the provider's id of an accepted submission."""
-    Attempt.objects.filter(pk=attempt.pk, provider_id=None).update(
-        provider_id=prediction.id, submitted_at=Now()
+def record_submission(*, attempt: Attempt, prediction: Prediction) -> bool:
+    """Keep the provider's id of an accepted submission, if none is known yet.
+
+    Raises IntegrityError when another attempt has it.
+    """
+    with transaction.atomic():
+        return bool(
+            Attempt.objects.filter(pk=attempt.pk, provider_id=None).update(
+                provider_id=prediction.id, submitted_at=Now()
+            )
+        )
+
+
+def record_lost_answer(*, attempt: Attempt, failure: Failure) -> None:
+    """Keep that the answer to a submission is not coming any more."""
+    Attempt.objects.filter(pk=attempt.pk, outcome=AttemptOutcome.OPEN, provider_id=None).update(
+        error_class=failure.error_class, error_message=failure.message
     )
 
 
-def record_progress(*, generation: Generation, progress: int) -> None:
-    """Show how far the provider is. Never moves backwards."""
-    Generation.objects.filter(
-        pk=generation.pk, status=GenerationStatus.PROCESSING, progress__lt=progress
-    ).update(progress=progress, version=F("version") + 1)
+def put_off(*, work: AtWork, progress: int) -> None:
+    """End a delivery that is to look again: show how far the provider is, let go of the lease.
+
+    Progress never moves backwards.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            WITH lease AS (
+                UPDATE batches_lease SET is_held = false WHERE id = %s AND turn = %s
+            )
+            UPDATE batches_generation SET progress = %s, version = version + 1
+            WHERE id = %s AND status = %s AND progress < %s
+            """,
+            [
+                work.lease_id,
+                work.turn,
+                progress,
+                work.generation.pk,
+                work.generation.status,
+                progress,
+            ],
+        )
 
 
-def _fail_attempt(attempt: Attempt, failure: Failure) -> None:
-    """Record why an attempt gave no image; also of one that succeeded with a useless output."""
+class Report(NamedTuple):
+    """What a webhook's delivery came to.
+
+    `is_known`: it is about an attempt of ours. `follow`: the generation that has waited for it.
+    """
+
+    is_known: bool
+    follow: uuid.UUID | None = None
+
+
+def record_report(
+    *, provider: str, callback_token: uuid.UUID, delivery_id: str, prediction: Prediction, body: Any
+) -> Report:
+    """Take in what a provider's webhook tells, once for each delivery."""
+    with transaction.atomic():
+        attempt = (
+            Attempt.objects.select_for_update()
+            .filter(callback_token=callback_token, provider=provider)
+            .only("generation_id", "provider_id", "outcome", "report")
+            .first()
+        )
+        if attempt is None or attempt.provider_id not in (None, prediction.id):
+            return Report(is_known=False)
+        _, is_new = WebhookReceipt.objects.get_or_create(provider=provider, webhook_id=delivery_id)
+        if not is_new:
+            return Report(is_known=True)
+        fields: dict[str, Any] = {}
+        if attempt.provider_id is None:
+            fields = {"provider_id": prediction.id, "submitted_at": Now()}
+        is_awaited = attempt.outcome == AttemptOutcome.OPEN and prediction.is_terminal
+        if is_awaited and attempt.report is None:
+            fields["report"] = body
+        if fields:
+            Attempt.objects.filter(pk=attempt.pk).update(**fields)
+        return Report(True, attempt.generation_id if "report" in fields else None)
+
+
+def _end_attempt(attempt: Attempt, failure: Failure, *, unanswered: bool) -> bool:
+    """Record why an attempt gave no image; also of one that succeeded with a useless output.
+
+    `unanswered`: that nobody knows its id is the reason, and must still be so.
+    """
     outcome = AttemptOutcome.FAILED
     if failure.error_class == ErrorClass.TIMEOUT_UNKNOWN:
         outcome = AttemptOutcome.SUBMISSION_UNKNOWN
     fields: dict[str, Any] = {"raw": {"body": failure.raw}} if failure.raw else {}
-    Attempt.objects.filter(
+    attempts = Attempt.objects.filter(
         pk=attempt.pk, outcome__in=(AttemptOutcome.OPEN, AttemptOutcome.SUCCEEDED)
-    ).update(
+    )
+    if unanswered:
+        attempts = attempts.filter(provider_id=None)
+    return bool(
+        attempts.update(
+            outcome=outcome,
+            finished_at=Coalesce("finished_at", Now()),
+            error_class=failure.error_class,
+            error_message=failure.message,
+            provider_code=failure.provider_code[:100],
+            **fields,
+        )
+    )
+
+
+class _Answered(Exception):
+    """A submission that was given up was answered after all: undo the transaction."""
+
+
+def _keep_result(
+    attempt: Attempt, prediction: Prediction, outcome: AttemptOutcome, cost_usd: Decimal
+) -> None:
+    Attempt.objects.filter(pk=attempt.pk, outcome=AttemptOutcome.OPEN).update(
         outcome=outcome,
-        finished_at=Coalesce("finished_at", Now()),
-        error_class=failure.error_class,
-        error_message=failure.message,
-        provider_code=failure.provider_code[:100],
-        **fields,
+        finished_at=Now(),
+        provider_id=prediction.id,
+        submitted_at=Coalesce("submitted_at", Now()),
+        outputs=list(prediction.outputs),
+        raw=prediction.raw,
+        run_s=prediction.run_s,
+        total_s=prediction.total_s if outcome == AttemptOutcome.SUCCEEDED else None,
+        cost_usd=cost_usd,
+        report=None,
+        error_class="",
+        error_message="",
     )
 
 
 @transaction.atomic
 def begin_download(
-    *,
-    generation: Generation,
-    lease_id: uuid.UUID,
-    attempt: Attempt,
-    prediction: Prediction,
-    cost_usd: Decimal,
+    *, generation: Generation, attempt: Attempt, prediction: Prediction, cost_usd: Decimal
 ) -> bool:
     """The provider is done: keep its outputs and give the slot back."""
     moved = _move(
@@ -272,85 +423,102 @@ def begin_download(
     )
     if not moved:
         return False
-    Attempt.objects.filter(pk=attempt.pk, outcome=AttemptOutcome.OPEN).update(
-        outcome=AttemptOutcome.SUCCEEDED,
-        finished_at=Now(),
-        provider_id=prediction.id,
-        submitted_at=Coalesce("submitted_at", Now()),
-        outputs=list(prediction.outputs),
-        raw=prediction.raw,
-        run_s=prediction.run_s,
-        total_s=prediction.total_s,
-        cost_usd=cost_usd,
-    )
-    _release(lease_id)
+    _keep_result(attempt, prediction, AttemptOutcome.SUCCEEDED, cost_usd)
+    if Lease.objects.free_slot(generation.pk).is_wanted:
+        wake.dispatch()
     return True
 
 
-def _release(lease_id: uuid.UUID) -> None:
-    if Lease.objects.release(lease_id).is_wanted:
+def _end_lease(generation_id: uuid.UUID) -> None:
+    if Lease.objects.end(generation_id).is_wanted:
         wake.dispatch()
 
 
-@transaction.atomic
 def requeue_generation(
     *,
     generation: Generation,
-    lease_id: uuid.UUID | None,
     attempt: Attempt,
     failure: Failure,
     delay_s: float,
     counts_as_retry: bool,
+    unanswered: bool = False,
 ) -> bool:
-    """Send a generation back in line for another attempt, not before `delay_s` from now."""
-    moved = _move(
-        [generation.pk],
-        GenerationStatus.QUEUED,
-        # While nothing was ever accepted, the time to the deadline has not begun either.
-        "not_before = statement_timestamp() + make_interval(secs => %s), progress = 0, "
-        "retry_count = retry_count + %s, started_at = CASE WHEN %s OR EXISTS (SELECT FROM "
-        "batches_attempt WHERE generation_id = batches_generation.id AND provider_id IS NOT NULL) "
-        "THEN started_at END",
-        [delay_s, int(counts_as_retry), counts_as_retry],
-        only_from=GenerationStatus(generation.status),
-        attempt_count=generation.attempt_count,
-    )
-    if not moved:
-        return False
-    _fail_attempt(attempt, failure)
-    if lease_id is not None:
-        Lease.objects.release(lease_id)
-    wake.dispatch()  # for the slot, and for the time when this one is due
-    return True
+    """Send a generation back in line for another attempt, not before `delay_s` from now.
+
+    `unanswered`: because it is certain that its submission never arrived.
+    """
+    with contextlib.suppress(_Answered), transaction.atomic():
+        moved = _move(
+            [generation.pk],
+            GenerationStatus.QUEUED,
+            # While nothing was ever accepted, the time to the deadline has not begun either.
+            "not_before = statement_timestamp() + make_interval(secs => %s), progress = 0, "
+            "retry_count = retry_count + %s, started_at = CASE WHEN %s OR EXISTS (SELECT FROM "
+            "batches_attempt WHERE generation_id = generation.id AND provider_id IS NOT NULL) "
+            "THEN started_at END",
+            [delay_s, int(counts_as_retry), counts_as_retry],
+            allowed=[GenerationStatus(generation.status)],
+            attempt_count=generation.attempt_count,
+        )
+        if not moved:
+            return False
+        if not _end_attempt(attempt, failure, unanswered=unanswered) and unanswered:
+            raise _Answered
+        if generation.status == GenerationStatus.DOWNLOADING:
+            cleanup.discard(image_folder(generation))
+        Lease.objects.end(generation.pk)
+        # Last, as everywhere: and under a lock, so that a pause that is on its way is either seen
+        # here or sees what was requeued.
+        batch = Batch.objects.select_for_update(of=("self",)).filter(generations=generation.pk)
+        if BatchStatus.PAUSED in batch.values_list("status", flat=True):
+            _move([generation.pk], GenerationStatus.PENDING, "progress = 0")
+        wake.dispatch()  # for the slot, and for the time when this one is due
+        return True
+    return False
 
 
-@transaction.atomic
 def fail_generation(
     *,
     generation: Generation,
-    lease_id: uuid.UUID | None,
     attempt: Attempt | None,
     failure: Failure,
     code: str = "",
+    unanswered: bool = False,
+    outside_chain: bool = False,
 ) -> bool:
-    """End a generation without an image. `code` defaults to the failure's class."""
-    moved = _move(
-        [generation.pk],
-        GenerationStatus.FAILED,
-        "finished_at = statement_timestamp(), not_before = NULL, "
-        "error_code = %s, error_message = %s",
-        [code or failure.error_class, failure.message],
-        only_from=GenerationStatus(generation.status),
-        attempt_count=generation.attempt_count,
-    )
-    if not moved:
-        return False
-    if attempt is not None:
-        _fail_attempt(attempt, failure)
-    if lease_id is not None:
-        _release(lease_id)
-    _count_in_batch(generation, "failed_count")
-    return True
+    """End a generation without an image. `code` defaults to the failure's class.
+
+    `unanswered`: because nobody can tell whether its submission arrived.
+    """
+    with contextlib.suppress(_Answered), transaction.atomic():
+        moved = _move(
+            [generation.pk],
+            GenerationStatus.FAILED,
+            "finished_at = statement_timestamp(), not_before = NULL, "
+            "error_code = %s, error_message = %s",
+            [code or failure.error_class, failure.message],
+            allowed=[GenerationStatus(generation.status)],
+            attempt_count=generation.attempt_count,
+        )
+        if not moved:
+            return False
+        if (
+            attempt is not None
+            and not _end_attempt(attempt, failure, unanswered=unanswered)
+            and unanswered
+        ):
+            raise _Answered
+        if generation.status == GenerationStatus.DOWNLOADING:
+            cleanup.discard(image_folder(generation))
+        _end_lease(generation.pk)
+        _count_in_batch(
+            generation.batch_id,
+            "failed_count",
+            cost_usd=moved[0].cost_usd,
+            outside_chain=outside_chain,
+        )
+        return True
+    return False
 
 
 @transaction.atomic
@@ -365,15 +533,365 @@ def complete_generation(*, generation: Generation, images: Sequence[Image]) -> b
     if not moved:
         return False
     Image.objects.bulk_create(images)
-    _count_in_batch(generation, "completed_count")
+    _end_lease(generation.pk)
+    _count_in_batch(generation.batch_id, "completed_count", cost_usd=moved[0].cost_usd)
     return True
 
 
-def discard_files(images: Sequence[Image]) -> None:
-    """Delete stored files whose rows were never saved."""
-    for image in images:
-        image.file.delete(save=False)
-        image.thumbnail.delete(save=False)
+@transaction.atomic
+def confirm_cancel(
+    *,
+    generation: Generation,
+    attempt: Attempt | None,
+    result: Prediction | Failure,
+    cost_usd: Decimal = Decimal(0),
+    outside_chain: bool = False,
+) -> bool:
+    """End a running generation whose owner has cancelled it, now that its provider is done.
+
+    `result` is what the provider says became of the work, or why nobody can tell.
+    """
+    moved = _move(
+        [generation.pk],
+        GenerationStatus.CANCELLED,
+        "finished_at = statement_timestamp(), cost_usd = cost_usd + %s",
+        [cost_usd],
+        allowed=[GenerationStatus.PROCESSING],
+        attempt_count=generation.attempt_count,
+    )
+    if not moved:
+        return False
+    if attempt is not None:
+        if isinstance(result, Failure):
+            _end_attempt(attempt, result, unanswered=False)
+        elif result.failure is not None:
+            _keep_result(attempt, result, AttemptOutcome.FAILED, cost_usd)
+            Attempt.objects.filter(pk=attempt.pk).update(
+                error_class=result.failure.error_class, error_message=result.failure.message
+            )
+        else:
+            _keep_result(attempt, result, AttemptOutcome.SUCCEEDED, cost_usd)
+    _end_lease(generation.pk)
+    _count_in_batch(
+        generation.batch_id,
+        "cancelled_count",
+        cost_usd=moved[0].cost_usd,
+        outside_chain=outside_chain,
+    )
+    return True
+
+
+# --- The end of a batch -------------------------------------------------------------------------
+
+
+def finalise_batch(*, batch_id: uuid.UUID) -> bool:
+    """End a batch of which nothing is open.
+
+    Called by the chord's body and by the sweep, in any order and any number of times.
+    """
+    cancelled = Value(BatchStatus.CANCELLED)
+    outcome = Case(
+        When(cancel_requested_at__isnull=False, cancelled_count__gt=0, then=cancelled),
+        When(completed_count=F("total_count"), then=Value(BatchStatus.COMPLETED)),
+        When(completed_count__gt=0, then=Value(BatchStatus.PARTIAL)),
+        When(failed_count=0, then=cancelled),
+        default=Value(BatchStatus.FAILED),
+    )
+    return _move_batches(Q(pk=batch_id) & NOTHING_OPEN, outcome, finished_at=Now()) == 1
+
+
+# --- What an owner may do -----------------------------------------------------------------------
+#
+# Each of these holds the admissions, so that it and they never see half of each other's work.
+# `False`, or nothing: it cannot be done as things stand.
+
+
+def _line_up(owner_id: int, count: int) -> None:
+    if count:
+        Lane.objects.enqueue(owner_id, count, default_cap=settings.MAX_PARALLEL_PER_USER)
+        wake.dispatch()
+
+
+def _hold_back(owner_id: int, generation_ids: Collection[uuid.UUID]) -> int:
+    """Take queued generations out of line; how many."""
+    moved = _move(generation_ids, GenerationStatus.PENDING, "progress = 0")
+    Lane.objects.dequeue(owner_id, sum(one.was_in_line for one in moved))
+    return len(moved)
+
+
+def _let_go(owner_id: int, generation_ids: Collection[uuid.UUID]) -> int:
+    """Put generations that were held back in line again; how many."""
+    moved = _move(
+        generation_ids, GenerationStatus.QUEUED, "progress = 0", allowed=[GenerationStatus.PENDING]
+    )
+    due = Generation.objects.filter(pk__in=[one.id for one in moved], not_before=None)
+    _line_up(owner_id, due.count())
+    wake.dispatch()  # for those that wait for their time
+    return len(moved)
+
+
+def _cancel(generations: Sequence[Generation]) -> tuple[int, list[_Moved]]:
+    """Cancel generations: what is not at the provider now, the rest as soon as that has stopped.
+
+    How many are stopping, and those that have ended; the caller counts them in their batch.
+    """
+    ids = [generation.pk for generation in generations]
+    running = Generation.objects.filter(
+        pk__in=ids, status=GenerationStatus.PROCESSING, cancel_requested_at=None
+    )
+    stopping = list(running.select_for_update(no_key=True).values_list("pk", flat=True))
+    Generation.objects.filter(pk__in=stopping).update(
+        cancel_requested_at=Now(), version=F("version") + 1
+    )
+    if stopping:
+        wake.follow(stopping)
+    ended = _move(
+        ids,
+        GenerationStatus.CANCELLED,
+        "finished_at = statement_timestamp(), not_before = NULL, "
+        "cancel_requested_at = statement_timestamp()",
+        allowed=[
+            GenerationStatus.PENDING,
+            GenerationStatus.QUEUED,
+            GenerationStatus.DOWNLOADING,
+        ],
+    )
+    by_id = {generation.pk: generation for generation in generations}
+    for one in ended:
+        if one.was == GenerationStatus.DOWNLOADING:
+            _end_lease(one.id)
+            cleanup.discard(image_folder(by_id[one.id]))
+    if in_line := sum(one.was_in_line for one in ended):
+        Lane.objects.dequeue(generations[0].owner_id, in_line)
+    return len(stopping), ended
+
+
+def _count_cancelled(batch_id: uuid.UUID | None, ended: Sequence[_Moved]) -> None:
+    cost_usd = sum((one.cost_usd for one in ended), Decimal(0))
+    _count_in_batch(
+        batch_id, "cancelled_count", cost_usd=cost_usd, count=len(ended), outside_chain=True
+    )
+
+
+def _of_batch(batch: Batch, *statuses: GenerationStatus) -> list[Generation]:
+    """A batch's generations in these statuses, with no more than their places."""
+    found = batch.generations.filter(status__in=statuses).only("pk", "owner_id", "batch_id")
+    return list(found)
+
+
+def _ids(generations: Iterable[Generation]) -> list[uuid.UUID]:
+    return [generation.pk for generation in generations]
+
+
+class _Refused(Exception):
+    """It turned out that it cannot be done: undo the transaction."""
+
+
+@contextlib.contextmanager
+def _by_owner() -> Iterator[None]:
+    """A transaction of an owner's action; one that raises `_Refused` changes nothing."""
+    with contextlib.suppress(_Refused), transaction.atomic():
+        Pool.objects.hold_admissions()
+        yield
+
+
+def pause_batch(*, batch: Batch) -> bool:
+    """Start nothing more of a batch; what runs is finished."""
+    with _by_owner():
+        _hold_back(batch.owner_id, _ids(_of_batch(batch, GenerationStatus.QUEUED)))
+        if not _move_batches(
+            Q(pk=batch.pk, cancel_requested_at=None) & ~NOTHING_OPEN, BatchStatus.PAUSED
+        ):
+            raise _Refused
+        # And what was requeued until the batch was locked, see `requeue_generation`.
+        _hold_back(batch.owner_id, _ids(_of_batch(batch, GenerationStatus.QUEUED)))
+        return True
+    return False
+
+
+def resume_batch(*, batch: Batch) -> bool:
+    """Go on with a batch that was paused."""
+    with _by_owner():
+        _let_go(batch.owner_id, _ids(_of_batch(batch, GenerationStatus.PENDING)))
+        paused = Q(pk=batch.pk, status=BatchStatus.PAUSED, cancel_requested_at=None)
+        if not _move_batches(paused & Q(started_at=None), BatchStatus.PENDING) and not (
+            _move_batches(paused, BatchStatus.PROCESSING)
+        ):
+            raise _Refused
+        return True
+    return False
+
+
+def cancel_batch(*, batch: Batch) -> bool:
+    """End a batch: what waits at once, what runs when its provider has stopped."""
+    with _by_owner():
+        _, ended = _cancel(_of_batch(batch, *GENERATION_OPEN))
+        if not Batch.objects.filter(
+            ~NOTHING_OPEN, pk=batch.pk, status__in=BATCH_OPEN, cancel_requested_at=None
+        ).update(cancel_requested_at=Now(), version=F("version") + 1):
+            raise _Refused
+        _count_cancelled(batch.pk, ended)
+        return True
+    return False
+
+
+def delete_batch(*, batch: Batch) -> bool:
+    """Delete a batch with its images. What runs is cancelled, and gone when that has ended."""
+    with _by_owner():
+        _, ended = _cancel(_of_batch(batch, *GENERATION_OPEN))
+        batch.generations.update(deleted_at=Now())
+        Image.objects.filter(generation__batch=batch.pk).delete()
+        if not Batch.objects.filter(pk=batch.pk, deleted_at=None).update(
+            deleted_at=Now(),
+            cancel_requested_at=Coalesce("cancel_requested_at", Now()),
+            version=F("version") + 1,
+        ):
+            raise _Refused
+        _count_cancelled(batch.pk, ended)
+        cleanup.discard(f"{batch.owner_id}/{batch.pk}")
+        _remove_deleted_batches(Q(pk=batch.pk))
+        return True
+    return False
+
+
+def pause_generation(*, generation: Generation) -> bool:
+    """Hold back one generation that waits."""
+    with _by_owner():
+        return _hold_back(generation.owner_id, [generation.pk]) == 1
+    return False
+
+
+def resume_generation(*, generation: Generation) -> bool:
+    """Put one generation back in line, unless its batch is paused."""
+    with _by_owner():
+        if Batch.objects.filter(generations=generation.pk, status=BatchStatus.PAUSED).exists():
+            raise _Refused
+        return _let_go(generation.owner_id, [generation.pk]) == 1
+    return False
+
+
+def cancel_generation(*, generation: Generation) -> bool:
+    """End one generation: at once, or when its provider has stopped."""
+    with _by_owner():
+        stopping, ended = _cancel([generation])
+        _count_cancelled(generation.batch_id, ended)
+        return bool(stopping or ended)
+    return False
+
+
+def delete_generation(*, generation: Generation) -> bool:
+    """Delete a single generation with its images; one of a batch goes with its batch only."""
+    with _by_owner():
+        if generation.batch_id is not None:
+            raise _Refused
+        _cancel([generation])
+        row = Generation.objects.filter(pk=generation.pk, deleted_at=None)
+        if not row.update(deleted_at=Now(), version=F("version") + 1):
+            raise _Refused
+        Image.objects.filter(generation=generation.pk).delete()
+        cleanup.discard(image_folder(generation))
+        _remove_deleted_generations(Q(pk=generation.pk))
+        return True
+    return False
+
+
+def retry_generations(
+    *,
+    batch: Batch | None,
+    generations: Sequence[Generation],
+    plans: Mapping[uuid.UUID, NewGeneration] | None = None,
+) -> int:
+    """Put failed or cancelled generations of one batch, or a single one, in line once more.
+
+    How many; the others had not ended so. `plans` are their new settings, where those are to
+    change; the attempts so far keep the old ones.
+    """
+    retried = 0
+    with _by_owner():
+        ids = _ids(generations)
+        paused = Batch.objects.filter(generations__in=ids, status=BatchStatus.PAUSED)
+        is_paused = batch is not None and paused.exists()
+        moved = _move(
+            ids,
+            GenerationStatus.PENDING if is_paused else GenerationStatus.QUEUED,
+            "error_code = '', error_message = '', finished_at = NULL, started_at = NULL, "
+            "downloading_at = NULL, not_before = NULL, cancel_requested_at = NULL, "
+            "progress = 0, retry_count = 0",
+            allowed=GENERATION_RETRYABLE,
+            by_owner=True,
+        )
+        if not moved:
+            raise _Refused
+        _change_settings([one.id for one in moved], plans or {})
+        if not is_paused:
+            _line_up(generations[0].owner_id, len(moved))
+        if batch is not None and not _reopen_batch(batch, moved):
+            raise _Refused
+        retried = len(moved)
+    return retried
+
+
+def _change_settings(
+    generation_ids: Sequence[uuid.UUID], plans: Mapping[uuid.UUID, NewGeneration]
+) -> None:
+    for generation_id in generation_ids:
+        if (plan := plans.get(generation_id)) is None:
+            continue
+        generation = Generation.objects.only("settings", "input").get(pk=generation_id)
+        Attempt.objects.filter(generation=generation_id, input=None).update(
+            settings=generation.settings, input=generation.input
+        )
+        Generation.objects.filter(pk=generation_id).update(
+            settings=plan.settings,
+            input=plan.input,
+            model=plan.model,
+            provider=plan.provider,
+            seed=plan.seed,
+        )
+
+
+def _reopen_batch(batch: Batch, moved: Sequence[_Moved]) -> bool:
+    """Take generations out of a batch's counters again. Not while it is being cancelled."""
+    failed = sum(one.was == GenerationStatus.FAILED for one in moved)
+    ended = Q(status__in=BATCH_TERMINAL)
+    return bool(
+        Batch.objects.filter(ended | Q(cancel_requested_at=None), pk=batch.pk).update(
+            status=Case(When(ended, then=Value(BatchStatus.PROCESSING)), default=F("status")),
+            finished_at=None,
+            cancel_requested_at=None,
+            has_chord=False,
+            failed_count=F("failed_count") - failed,
+            cancelled_count=F("cancelled_count") - (len(moved) - failed),
+            cost_usd=F("cost_usd") - sum((one.cost_usd for one in moved), Decimal(0)),
+            version=F("version") + 1,
+        )
+    )
+
+
+# --- Deletion -----------------------------------------------------------------------------------
+
+
+def remove_deleted(*, limit: int) -> int:
+    """Remove the rows of what was deleted and has ended since; how many batches and singles."""
+    return _remove_deleted_batches(Q(), limit) + _remove_deleted_generations(Q(), limit)
+
+
+def _remove_deleted_batches(batches: Q, limit: int = 1) -> int:
+    ended = Batch.objects.filter(batches, NOTHING_OPEN, deleted_at__isnull=False)
+    ids = list(ended.values_list("pk", flat=True)[:limit])
+    with transaction.atomic():
+        Generation.objects.filter(batch__in=ids).delete()
+        Batch.objects.filter(pk__in=ids).delete()
+    return len(ids)
+
+
+def _remove_deleted_generations(generations: Q, limit: int = 1) -> int:
+    ended = Generation.objects.filter(
+        generations, deleted_at__isnull=False, batch=None, finished_at__isnull=False
+    )
+    ids = list(ended.values_list("pk", flat=True)[:limit])
+    Generation.objects.filter(pk__in=ids).delete()
+    return len(ids)
 
 
 @transaction.atomic
@@ -385,32 +903,4 @@ def delete_image(*, image: Image) -> None:
     Generation.objects.filter(pk=image.generation_id).update(
         deleted_image_count=F("deleted_image_count") + 1, version=F("version") + 1
     )
-    transaction.on_commit(lambda: discard_files([image]))
-
-
-# --- Batches ------------------------------------------------------------------------------------
-
-
-def finalise_batch(*, batch_id: uuid.UUID) -> bool:
-    """End a batch of which nothing is open.
-
-    Called by the chord's body and by the sweep, in any order and any number of times.
-    """
-    outcome = Case(
-        When(completed_count=F("total_count"), then=Value(BatchStatus.COMPLETED)),
-        When(completed_count__gt=0, then=Value(BatchStatus.PARTIAL)),
-        When(failed_count=0, then=Value(BatchStatus.CANCELLED)),
-        default=Value(BatchStatus.FAILED),
-    )
-    return _move_batches(Q(pk=batch_id) & NOTHING_OPEN, outcome, finished_at=Now()) == 1
-
-
-# --- Pools --------------------------------------------------------------------------------------
-
-
-def block_pool(*, name: str, seconds: float) -> None:
-    """Admit nothing more to a provider for a while. Never shortens a block."""
-    until = Now() + timedelta(seconds=seconds)
-    Pool.objects.filter(Q(blocked_until=None) | Q(blocked_until__lt=until), name=name).update(
-        blocked_until=until
-    )
+    cleanup.discard(image_folder(image.generation))

@@ -5,9 +5,12 @@ and lanes by `batches.scheduling` and `batches.lifecycle`.
 """
 
 import json
+import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Self
 
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
@@ -22,12 +25,13 @@ from generation.provider import ErrorClass
 class GenerationStatus(models.TextChoices):
     """Where a generation stands.
 
-        pending ──► queued ──► processing ──► downloading ──► completed
+        pending ◄─► queued ──► processing ──► downloading ──► completed
                       ▲            │               │
                       └────────────┴───────────────┘   retry, with `not_before`
-        any non-terminal ──► failed | cancelled
+        any non-terminal ──► failed | cancelled ──► queued, when its owner asks for a retry
 
-    `queued` waits for a slot, `processing` holds one (a lease), `downloading` has given it back.
+    `pending` is held back by its owner, `queued` waits for a slot, `processing` holds one,
+    `downloading` has given it back.
     """
 
     PENDING = "pending"
@@ -42,14 +46,17 @@ class GenerationStatus(models.TextChoices):
 class BatchStatus(models.TextChoices):
     """Where a batch stands.
 
-        pending ──► processing ──► completed | partial | failed | cancelled
+        pending | processing ──► completed | partial | failed | cancelled
+           ▲  paused  ▲             and from there ──► processing, when its owner asks for a retry
+           └────┴─────┘
 
-    `completed`: every generation completed; `partial`: some did; `failed`: none did;
-    `cancelled`: stopped by its owner before all had ended.
+    `paused`: nothing more of it is started. `completed`: every generation completed; `partial`:
+    some did; `failed`: none did; `cancelled`: stopped by its owner before all had ended.
     """
 
     PENDING = "pending"
     PROCESSING = "processing"
+    PAUSED = "paused"
     COMPLETED = "completed"
     PARTIAL = "partial"
     FAILED = "failed"
@@ -59,8 +66,11 @@ class BatchStatus(models.TextChoices):
 _G = GenerationStatus
 GENERATION_TERMINAL = (_G.COMPLETED, _G.FAILED, _G.CANCELLED)
 GENERATION_OPEN = (_G.PENDING, _G.QUEUED, _G.PROCESSING, _G.DOWNLOADING)
-# TO -> the statuses it may be reached from.
+# What its owner may have tried once more.
+GENERATION_RETRYABLE = (_G.FAILED, _G.CANCELLED)
+# TO -> the statuses it may be reached from by itself.
 GENERATION_FROM: dict[GenerationStatus, tuple[GenerationStatus, ...]] = {
+    _G.PENDING: (_G.QUEUED,),
     _G.QUEUED: (_G.PENDING, _G.PROCESSING, _G.DOWNLOADING),
     _G.PROCESSING: (_G.QUEUED,),
     _G.DOWNLOADING: (_G.PROCESSING,),
@@ -71,9 +81,11 @@ GENERATION_FROM: dict[GenerationStatus, tuple[GenerationStatus, ...]] = {
 
 _B = BatchStatus
 BATCH_TERMINAL = (_B.COMPLETED, _B.PARTIAL, _B.FAILED, _B.CANCELLED)
-BATCH_OPEN = (_B.PENDING, _B.PROCESSING)
+BATCH_OPEN = (_B.PENDING, _B.PROCESSING, _B.PAUSED)
 BATCH_FROM: dict[BatchStatus, tuple[BatchStatus, ...]] = {
-    _B.PROCESSING: (_B.PENDING,),
+    _B.PENDING: (_B.PAUSED,),
+    _B.PROCESSING: (_B.PENDING, _B.PAUSED),
+    _B.PAUSED: (_B.PENDING, _B.PROCESSING),
     _B.COMPLETED: BATCH_OPEN,
     _B.PARTIAL: BATCH_OPEN,
     _B.FAILED: BATCH_OPEN,
@@ -94,7 +106,8 @@ NOTHING_OPEN = Q(total_count=F("completed_count") + F("failed_count") + F("cance
 
 class BatchQuerySet(models.QuerySet["Batch"]):
     def owned_by(self, user_id: int) -> Self:
-        return self.filter(owner_id=user_id)
+        """What a user has and has not deleted."""
+        return self.filter(owner_id=user_id, deleted_at=None)
 
     def ready_to_finalise(self) -> Self:
         """Batches with nothing open that nobody has finalised yet."""
@@ -127,6 +140,16 @@ class Batch(models.Model):
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     started_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
+    cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    deleted_at = models.DateTimeField(
+        null=True, blank=True, help_text="Set: gone for its owner, and soon altogether."
+    )
+    has_chord = models.BooleanField(
+        default=True,
+        db_default=True,
+        help_text="Unset: some member ended, or was tried again, outside of its chain, so that "
+        "the chord cannot end the batch; its last member does.",
+    )
 
     objects = BatchQuerySet.as_manager()
 
@@ -140,6 +163,9 @@ class Batch(models.Model):
                 fields=["id"],
                 name="batch_to_finalise",
                 condition=NOTHING_OPEN & Q(finished_at=None),
+            ),
+            models.Index(
+                fields=["id"], name="batch_deleted", condition=Q(deleted_at__isnull=False)
             ),
         )
         constraints = (
@@ -175,54 +201,99 @@ class Batch(models.Model):
 
 
 @dataclass(frozen=True, slots=True)
-class AtWork:
-    """What a task knows of its generation.
+class Member:
+    """One admitted generation on its way through the canvas: what a message is made of.
 
-    `generation` and `attempt` are partly loaded, see `at_work`; the attempt is that of the
+    `turn` is the lease's fencing token, see `Lease`. `has_chord` tells whether its batch is ended
+    by a chord; `chord_size` is set for the first of that chord: how many members it has.
+    """
+
+    generation_id: uuid.UUID
+    lease_id: uuid.UUID
+    turn: int
+    batch_id: uuid.UUID | None
+    index: int
+    has_chord: bool
+    chord_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AtWork:
+    """What a delivery knows of its generation, once it has taken its turn.
+
+    `generation` and `attempt` are partly loaded, see `take_turn`; the attempt is that of the
     current admission, `None` before it is begun. Seconds are by the database's clock:
     `elapsed_s` since the generation first started, `attempted_s` since its attempt was begun,
-    `submitted_s` since that was accepted.
+    `submitted_s` since that was accepted. `taken_at_s` is when the turn was taken by
+    `time.monotonic`. `provider_failures`: how often in a row its provider was not there.
     """
 
     generation: "Generation"
     attempt: "Attempt | None"
-    lease_id: uuid.UUID | None
+    lease_id: uuid.UUID
+    turn: int
     elapsed_s: float
     submitted_s: float
     attempted_s: float
+    taken_at_s: float
+    provider_failures: int
+
+
+class Standing(NamedTuple):
+    """Where a generation stands, for a delivery whose turn it is not."""
+
+    status: str
+    lease_id: uuid.UUID | None
+    turn: int | None
 
 
 class GenerationQuerySet(models.QuerySet["Generation"]):
     def owned_by(self, user_id: int) -> Self:
-        return self.filter(owner_id=user_id)
+        """What a user has and has not deleted."""
+        return self.filter(owner_id=user_id, deleted_at=None)
 
-    def at_work(self, generation_id: str, status: GenerationStatus) -> AtWork | None:
-        """A generation in that status with its attempt and lease.
+    def take_turn(
+        self, generation_id: str, lease_id: str, turn: int | None, *, holds_slot: bool
+    ) -> AtWork | None:
+        """Claim the lease for one delivery, and read what that has to work on.
 
-        By hand, because every look at a provider begins with it: half of the work of the same
-        query by the ORM would be building it.
+        `None` when it is not, or no longer, this delivery's turn. `turn` is `None` in messages of
+        before there were turns. By hand, because every look at a provider begins with it: half of
+        the work of the same query by the ORM would be building it.
         """
+        taken_at_s = time.monotonic()
         with connection.cursor() as cursor:
             cursor.execute(
                 """
-                SELECT generation.id, owner_id, batch_id, model, provider, input::text, progress,
-                       attempt_count, retry_count, generation.cost_usd, lease.id,
-                       extract(epoch FROM now() - started_at),
+                WITH claimed AS (
+                    UPDATE batches_lease
+                    SET turn = turn + 1, is_held = true,
+                        expires_at = statement_timestamp() + make_interval(secs => %s)
+                    WHERE id = %s AND generation_id = %s AND turn = COALESCE(%s, turn)
+                      AND holds_slot = %s
+                    RETURNING id, generation_id, turn
+                )
+                SELECT generation.id, owner_id, batch_id, model, generation.provider, version,
+                       input::text, progress, attempt_count, retry_count, generation.cost_usd,
+                       generation.status, cancel_requested_at,
+                       extract(epoch FROM statement_timestamp() - started_at),
                        attempt.id, attempt.provider_id, attempt.outputs::text,
-                       COALESCE(extract(epoch FROM now() - submitted_at), 0),
-                       COALESCE(extract(epoch FROM now() - attempt.created_at), 0)
-                FROM batches_generation generation
+                       attempt.report::text, attempt.error_class, attempt.callback_token,
+                       attempt.created_at,
+                       COALESCE(extract(epoch FROM statement_timestamp() - submitted_at), 0),
+                       COALESCE(extract(epoch FROM statement_timestamp() - attempt.created_at), 0),
+                       claimed.id, claimed.turn, COALESCE(pool.failure_count, 0)
+                FROM claimed
+                JOIN batches_generation generation ON generation.id = claimed.generation_id
+                LEFT JOIN batches_pool pool ON pool.name = generation.provider
                 LEFT JOIN LATERAL (
-                    SELECT id FROM batches_lease WHERE generation_id = generation.id
-                ) lease ON true
-                LEFT JOIN LATERAL (
-                    SELECT id, provider_id, outputs, submitted_at, created_at
+                    SELECT id, provider_id, outputs, report, error_class, callback_token,
+                           submitted_at, created_at
                     FROM batches_attempt
                     WHERE generation_id = generation.id AND number = attempt_count
                 ) attempt ON true
-                WHERE generation.id = %s AND status = %s
                 """,
-                [generation_id, status],
+                [settings.LEASE_SECONDS, lease_id, generation_id, turn, holds_slot],
             )
             row = cursor.fetchone()
         if row is None:
@@ -233,27 +304,45 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
             batch_id=row[2],
             model=row[3],
             provider=row[4],
-            input=json.loads(row[5]),
-            progress=row[6],
-            attempt_count=row[7],
-            retry_count=row[8],
-            cost_usd=row[9],
-            status=status,
+            version=row[5],
+            input=json.loads(row[6]),
+            progress=row[7],
+            attempt_count=row[8],
+            retry_count=row[9],
+            cost_usd=row[10],
+            status=row[11],
+            cancel_requested_at=row[12],
         )
-        attempt = row[12] and Attempt(
-            id=row[12],
+        attempt = row[14] and Attempt(
+            id=row[14],
             generation=generation,
-            provider_id=row[13],
-            outputs=json.loads(row[14]),
+            number=generation.attempt_count,
+            provider=generation.provider,
+            model=generation.model,
+            provider_id=row[15],
+            outputs=json.loads(row[16]),
+            report=row[17] and json.loads(row[17]),
+            error_class=row[18],
+            callback_token=row[19],
+            created_at=row[20],
         )
         return AtWork(
             generation=generation,
             attempt=attempt,
-            lease_id=row[10],
-            elapsed_s=float(row[11]),
-            submitted_s=float(row[15]),
-            attempted_s=float(row[16]),
+            elapsed_s=float(row[13]),
+            submitted_s=float(row[21]),
+            attempted_s=float(row[22]),
+            lease_id=row[23],
+            turn=row[24],
+            taken_at_s=taken_at_s,
+            provider_failures=row[25],
         )
+
+    def standing(self, generation_id: str) -> Standing | None:
+        row = (
+            self.filter(pk=generation_id).values_list("status", "lease__pk", "lease__turn").first()
+        )
+        return row and Standing(*row)
 
     def with_images(self) -> Self:
         """Adds `image_rows`, the images as dicts in order, in the same query."""
@@ -339,6 +428,12 @@ class Generation(models.Model):
     started_at = models.DateTimeField(null=True, blank=True)
     downloading_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
+    cancel_requested_at = models.DateTimeField(
+        null=True, blank=True, help_text="Set: whatever comes of it now, it ends cancelled."
+    )
+    deleted_at = models.DateTimeField(
+        null=True, blank=True, help_text="Set: gone for its owner, and soon altogether."
+    )
 
     objects = GenerationQuerySet.as_manager()
 
@@ -361,6 +456,15 @@ class Generation(models.Model):
             models.Index(fields=["owner", "-created_at", "-id"], name="generation_owner_recent"),
             models.Index(fields=["-created_at", "-id"], name="generation_recent"),
             models.Index(fields=["status", "-created_at", "-id"], name="generation_status_recent"),
+            # The dead letters, by class.
+            models.Index(
+                fields=["error_code", "-finished_at", "-id"],
+                name="generation_dead_letters",
+                condition=Q(status="failed"),
+            ),
+            models.Index(
+                fields=["id"], name="generation_deleted", condition=Q(deleted_at__isnull=False)
+            ),
         )
         constraints = (
             models.UniqueConstraint(fields=["batch", "index"], name="generation_place_in_batch"),
@@ -376,7 +480,7 @@ class Generation(models.Model):
             ),
             models.CheckConstraint(
                 name="generation_waits_only_in_queue",
-                condition=Q(not_before=None) | Q(status="queued"),
+                condition=Q(not_before=None) | Q(status__in=("pending", "queued")),
             ),
             models.CheckConstraint(
                 name="generation_progress_is_percent", condition=Q(progress__lte=100)
@@ -404,6 +508,27 @@ class AttemptOutcome(models.TextChoices):
 
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
+    def known_ids(self, provider: str, ids: Collection[str]) -> list[str]:
+        """Those of a provider's ids that are some attempt's."""
+        known = self.filter(provider=provider, provider_id__in=ids)
+        return [str(one) for one in known.values_list("provider_id", flat=True)]
+
+    def has_rivals(
+        self, attempt: "Attempt", sent: dict[str, Any], since: datetime, within_s: float
+    ) -> bool:
+        """Whether the same input was submitted by others whose answer is still to come."""
+        begun = Now() - timedelta(seconds=within_s)
+        rivals = self.filter(
+            outcome=AttemptOutcome.OPEN,
+            provider=attempt.provider,
+            model=attempt.model,
+            provider_id=None,
+            error_class="",
+            created_at__gte=since,
+            generation__input=sent,
+        ).filter(created_at__gte=begun)
+        return rivals.exclude(pk=attempt.pk).exists()
+
     def recent_run_times(self, model: str, limit: int = 20) -> list[float]:
         """Seconds from acceptance to result of the model's latest successes, newest first."""
         return list(
@@ -441,6 +566,19 @@ class Attempt(models.Model):
     error_message = models.TextField(blank=True)
     provider_code = models.CharField(max_length=100, blank=True)
     raw = models.JSONField(null=True, blank=True, help_text="The provider's last answer.")
+    report = models.JSONField(
+        null=True, blank=True, help_text="The end of the work, as the provider's webhook told it."
+    )
+    settings = models.JSONField(
+        null=True,
+        blank=True,
+        help_text="As they were asked then, where the generation's have been changed since.",
+    )
+    input = models.JSONField(
+        null=True,
+        blank=True,
+        help_text="As it was sent then, where the generation's has been changed since.",
+    )
     run_s = models.FloatField(null=True, blank=True, help_text="Billed run time, seconds.")
     total_s = models.FloatField(
         null=True, blank=True, help_text="Seconds from acceptance to result, of successes."
@@ -487,10 +625,13 @@ class Attempt(models.Model):
         return f"{self.generation_id} #{self.number}"
 
 
+def image_folder(generation: Generation) -> str:
+    return f"{generation.owner_id}/{generation.batch_id or 'single'}/{generation.id}"
+
+
 def image_key(image: "Image", filename: str) -> str:
     """owner/batch/generation/name: the same generation always writes the same keys."""
-    generation = image.generation
-    return f"{generation.owner_id}/{generation.batch_id or 'single'}/{generation.id}/{filename}"
+    return f"{image_folder(image.generation)}/{filename}"
 
 
 class ImageQuerySet(models.QuerySet["Image"]):
@@ -546,9 +687,31 @@ class Image(models.Model):
 
 
 class PoolQuerySet(models.QuerySet["Pool"]):
+    def hold_admissions(self) -> None:
+        """Let nobody be admitted until the end of the transaction.
+
+        So whoever takes work out of line, or puts it back, and the admission never see half of
+        what the other does.
+        """
+        with connection.cursor() as cursor:
+            for _ in range(2):
+                cursor.execute("SELECT FROM batches_pool WHERE name = %s FOR UPDATE", [Pool.SYSTEM])
+                if cursor.rowcount:
+                    return
+                # Before the first admission of all.
+                Pool.objects.bulk_create(
+                    [Pool(name=Pool.SYSTEM, capacity=settings.MAX_PARALLEL_GLOBAL)],
+                    ignore_conflicts=True,
+                )
+
     def with_running(self) -> Self:
         """Adds `running`: how many slots of each are taken."""
-        leases = Lease.objects.order_by().annotate(all=models.Value(1)).values("all")
+        leases = (
+            Lease.objects.filter(holds_slot=True)
+            .order_by()
+            .annotate(all=models.Value(1))
+            .values("all")
+        )
         total = leases.annotate(count=models.Count("*")).values("count")
         own = total.filter(pool=models.OuterRef("pk"))
         return self.annotate(
@@ -581,6 +744,18 @@ class Pool(models.Model):
     refilled_at = models.DateTimeField(db_default=Now())
     blocked_until = models.DateTimeField(null=True, blank=True)
     vtime = models.FloatField(default=0, help_text="Of the system: where the ring of lanes stands.")
+    failure_count = models.PositiveIntegerField(
+        default=0,
+        db_default=0,
+        help_text="Submissions in a row that the provider was not there for.",
+    )
+    stopped_by = models.CharField(
+        max_length=ERROR_CODE_LENGTH,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="Set: nothing is submitted until an operator clears the alert of that name.",
+    )
 
     objects = PoolQuerySet.as_manager()
 
@@ -664,44 +839,169 @@ class Lane(models.Model):
 
 
 class Release(NamedTuple):
-    """`happened`: the slot was given back now. `is_wanted`: some lane could use it."""
+    """`happened`: a slot was given back now. `is_wanted`: some lane could use it."""
 
     happened: bool
     is_wanted: bool
 
 
+# What is left of the statements below once `gone` has named the owners of freed slots.
+_FREE_SLOTS = """
+    , lane AS (
+        UPDATE batches_lane SET running = running - 1
+        FROM gone WHERE batches_lane.owner_id = gone.owner_id AND gone.held_slot
+        RETURNING queued
+    )
+    SELECT count(*) > 0, count(*) > 0 AND (COALESCE(bool_or(queued > 0), false) OR EXISTS (
+        SELECT FROM batches_lane WHERE queued > 0 AND running < cap))
+    FROM lane
+"""
+
+
 class LeaseQuerySet(models.QuerySet["Lease"]):
-    def release(self, lease_id: uuid.UUID) -> Release:
-        """Give a slot back; a second time changes nothing.
+    def members(self, generation_ids: Collection[uuid.UUID]) -> list[Member]:
+        """What messages for these generations are made of now."""
+        rows = self.filter(generation__in=generation_ids).values_list(
+            "generation",
+            "pk",
+            "turn",
+            "generation__batch",
+            "generation__index",
+            Coalesce("generation__batch__has_chord", models.Value(False)),
+        )
+        return [Member(*row) for row in rows]
+
+    def free_slot(self, generation_id: uuid.UUID) -> Release:
+        """Give the slot back and keep the lease; a second time changes nothing.
 
         One statement, so that the lease and the lane's counter cannot part.
+        """
+        return self._release(
+            """
+            WITH gone AS (
+                UPDATE batches_lease
+                SET holds_slot = false, is_held = false,
+                    expires_at = statement_timestamp() + make_interval(secs => %(seconds)s)
+                WHERE generation_id = %(id)s AND holds_slot RETURNING owner_id, true AS held_slot
+            )""",
+            generation_id,
+        )
+
+    def end(self, generation_id: uuid.UUID) -> Release:
+        """Delete the lease, and give the slot back if it still holds one."""
+        return self._release(
+            """
+            WITH gone AS (
+                DELETE FROM batches_lease WHERE generation_id = %(id)s
+                RETURNING owner_id, holds_slot AS held_slot
+            )""",
+            generation_id,
+        )
+
+    def _release(self, gone: str, generation_id: uuid.UUID) -> Release:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                gone + _FREE_SLOTS, {"id": generation_id, "seconds": settings.LEASE_SECONDS}
+            )
+            return Release(*cursor.fetchone())
+
+    def renew(self, turns: dict[uuid.UUID, int]) -> None:
+        """Prolong the leases of deliveries that are still at work; `turns` by lease."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                UPDATE batches_lease
+                SET expires_at = statement_timestamp() + make_interval(secs => %s)
+                FROM unnest(%s::uuid[], %s::int[]) AS held(id, turn)
+                WHERE batches_lease.id = held.id AND batches_lease.turn = held.turn
+                """,
+                [settings.LEASE_SECONDS, list(turns), list(turns.values())],
+            )
+
+    def adopt(self, limit: int) -> int:
+        """Give a lease to downloads that have none, so that the sweep takes them over.
+
+        A worker of before there were turns gives the whole lease back with the slot.
         """
         with connection.cursor() as cursor:
             cursor.execute(
                 """
-                WITH gone AS (
-                    DELETE FROM batches_lease WHERE id = %s RETURNING owner_id
-                ), lane AS (
-                    UPDATE batches_lane SET running = running - 1
-                    FROM gone WHERE batches_lane.owner_id = gone.owner_id
-                    RETURNING queued
-                )
-                SELECT count(*) > 0, COALESCE(bool_or(queued > 0), false) OR EXISTS (
-                    SELECT FROM batches_lane WHERE queued > 0 AND running < cap)
-                FROM lane
+                INSERT INTO batches_lease
+                    (id, generation_id, owner_id, pool_id, holds_slot, created_at, expires_at)
+                SELECT gen_random_uuid(), id, owner_id, provider, false, statement_timestamp(),
+                       statement_timestamp() + make_interval(secs => %s)
+                FROM batches_generation generation
+                WHERE status = 'downloading'
+                  AND NOT EXISTS (SELECT FROM batches_lease WHERE generation_id = generation.id)
+                LIMIT %s ON CONFLICT (generation_id) DO NOTHING
                 """,
-                [lease_id],
+                [settings.LEASE_SECONDS, limit],
             )
-            return Release(*cursor.fetchone())
+            return int(cursor.rowcount)
+
+    def take_over(self, limit: int) -> list["TakenOver"]:
+        """Leases that have run out, each prolonged for the message that is now to be sent.
+
+        One that was held by a delivery counts as a crash; the others lost their message, or it
+        waits in a long queue: then whichever comes first takes the turn.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                WITH expired AS (
+                    SELECT id, is_held FROM batches_lease
+                    WHERE expires_at < statement_timestamp()
+                    ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
+                ), taken AS (
+                    UPDATE batches_lease lease
+                    SET expires_at = statement_timestamp() + make_interval(secs => %s),
+                        is_held = false, crash_count = crash_count + expired.is_held::int
+                    FROM expired WHERE lease.id = expired.id
+                    RETURNING lease.id, generation_id, turn, crash_count
+                )
+                SELECT generation_id, taken.id, turn, batch_id, index,
+                       COALESCE(has_chord, false), crash_count, generation.status
+                FROM taken
+                JOIN batches_generation generation ON generation.id = generation_id
+                LEFT JOIN batches_batch batch ON batch.id = batch_id
+                """,
+                [limit, settings.LEASE_SECONDS],
+            )
+            return [
+                TakenOver(Member(*row[:6]), crash_count=row[6], status=row[7])
+                for row in cursor.fetchall()
+            ]
+
+
+class TakenOver(NamedTuple):
+    """A lease that had run out. `crash_count`: how many deliveries have died holding it."""
+
+    member: Member
+    crash_count: int
+    status: str
 
 
 class Lease(models.Model):
-    """The right of one generation to a slot. Deleting it is giving the slot back."""
+    """The right of one generation to be worked on, and to a slot until the provider is done.
+
+    Deleting it gives back whatever it still holds. `turn` is a fencing token: a delivery begins
+    by moving it on, and only the message that names the current one may; so of any number of
+    copies of a message one is worked on, and none of an earlier lease. A delivery that dies, or a
+    message that is lost, leaves a lease that runs out, and then a new message is sent.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     generation = models.OneToOneField(Generation, on_delete=models.CASCADE, related_name="lease")
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
     pool = models.ForeignKey(Pool, on_delete=models.PROTECT, related_name="leases")
+    holds_slot = models.BooleanField(default=True, db_default=True)
+    turn = models.PositiveIntegerField(default=0, db_default=0)
+    is_held = models.BooleanField(
+        default=False, db_default=False, help_text="A delivery is at work on it."
+    )
+    crash_count = models.PositiveSmallIntegerField(
+        default=0, db_default=0, help_text="Deliveries that ended without a word."
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     expires_at = models.DateTimeField()
 
@@ -712,3 +1012,125 @@ class Lease(models.Model):
 
     def __str__(self) -> str:
         return str(self.id)
+
+
+class AlertCode(models.TextChoices):
+    """What an operator is told of; what to do is in the README."""
+
+    AUTH = ErrorClass.AUTH.value, "The provider refuses our credentials"
+    INSUFFICIENT_CREDIT = ErrorClass.INSUFFICIENT_CREDIT.value, "The account has no credit left"
+    CIRCUIT_OPEN = "circuit_open", "The provider is unavailable"
+    POISON = "poison", "A generation keeps killing its worker"
+    COUNTER_DRIFT = "counter_drift", "Counters did not equal their rows"
+
+
+class AlertQuerySet(models.QuerySet["Alert"]):
+    def open(self) -> Self:
+        return self.filter(cleared_at=None)
+
+    def raise_(self, code: AlertCode, subject: str, message: str) -> None:
+        """Open an alert, or count it once more on the one that is open."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                INSERT INTO batches_alert (code, subject, message, count, created_at, last_seen_at)
+                VALUES (%s, %s, %s, 1, statement_timestamp(), statement_timestamp())
+                ON CONFLICT (code, subject) WHERE cleared_at IS NULL DO UPDATE SET
+                    count = batches_alert.count + 1, message = EXCLUDED.message,
+                    last_seen_at = EXCLUDED.last_seen_at
+                """,
+                [code, subject, message],
+            )
+
+
+class Alert(models.Model):
+    """Something an operator should know of, open until it is cleared."""
+
+    code = models.CharField(max_length=ERROR_CODE_LENGTH, choices=AlertCode)
+    subject = models.CharField(max_length=100, help_text="A provider, a generation or a user.")
+    message = models.TextField()
+    count = models.PositiveIntegerField(default=1)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    last_seen_at = models.DateTimeField(db_default=Now(), editable=False)
+    cleared_at = models.DateTimeField(null=True, blank=True)
+    cleared_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="Empty: it was over by itself.",
+    )
+
+    objects = AlertQuerySet.as_manager()
+
+    class Meta:
+        indexes = (models.Index(fields=["-last_seen_at", "-id"], name="alert_recent"),)
+        constraints = (
+            models.UniqueConstraint(
+                fields=["code", "subject"], name="alert_one_open", condition=Q(cleared_at=None)
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.subject}"
+
+
+class Discarded(models.Model):
+    """A folder of storage with files that no image needs, or may soon have some.
+
+    Written in the transaction that makes it so; the files go after it, and again when a delivery
+    that is still writing has surely ended.
+    """
+
+    folder = models.CharField(primary_key=True, max_length=300)
+    due_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name_plural = "discarded"
+        indexes = (models.Index(fields=["due_at"], name="discarded_due"),)
+
+    def __str__(self) -> str:
+        return self.folder
+
+
+class WebhookReceipt(models.Model):
+    """A provider's webhook that has had its effect: a replay has none."""
+
+    provider = models.CharField(max_length=40)
+    webhook_id = models.CharField(max_length=200)
+    received_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        indexes = (models.Index(fields=["received_at"], name="webhook_receipt_age"),)
+        constraints = (
+            models.UniqueConstraint(fields=["provider", "webhook_id"], name="webhook_receipt_once"),
+        )
+
+    def __str__(self) -> str:
+        return self.webhook_id
+
+
+class IdempotentRequest(models.Model):
+    """The answer to a request that carried an `Idempotency-Key`, kept to be given again."""
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, db_index=False)
+    method = models.CharField(max_length=10)
+    path = models.CharField(max_length=300)
+    key = models.CharField(max_length=255)
+    payload_sha256 = models.CharField(max_length=64)
+    status = models.PositiveSmallIntegerField()
+    location = models.CharField(max_length=500, blank=True)
+    body = models.JSONField()
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        indexes = (models.Index(fields=["created_at"], name="idempotent_request_age"),)
+        constraints = (
+            models.UniqueConstraint(
+                fields=["owner", "method", "path", "key"], name="idempotent_request_once"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path} {self.key}"

@@ -22,33 +22,31 @@ from django.db import connection, models, transaction
 from django.db.models import Q
 
 from batches import lifecycle
-from batches.models import Generation, GenerationStatus, Lane, Lease, Pool
+from batches.models import (
+    Generation,
+    GenerationStatus,
+    Lane,
+    Lease,
+    Member,
+    Pool,
+)
+from batches.pools import CIRCUIT_THRESHOLD, PROBE_S
 
 # More than one round over the ring is needed only when the lanes in front hold nothing but work
 # for a provider that takes none at the moment.
 MAX_ROUNDS = 5
 RIPEN_LIMIT = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """One generation that holds a slot from now on.
-
-    `chord_size` is set for the first of its batch: how many members the batch's chord has.
-    """
-
-    generation_id: uuid.UUID
-    lease_id: uuid.UUID
-    batch_id: uuid.UUID | None
-    index: int
-    chord_size: int | None
+PUBLISHED_WITHIN_S = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """`next_in_s`: when the clock alone may allow more; `None` if only an event can."""
+    """Those that hold a slot from now on.
 
-    admitted: list[Admitted]
+    `next_in_s`: when the clock alone may allow more; `None` if only an event can.
+    """
+
+    admitted: list[Member]
     next_in_s: float | None
 
 
@@ -59,6 +57,7 @@ class _Pick:
     provider: str
     batch_id: uuid.UUID | None
     index: int
+    has_chord: bool
     pending_total: int | None  # the size of its batch, while nothing of that has started
 
 
@@ -136,9 +135,9 @@ def _lock_pools() -> tuple[dict[str, Pool], datetime]:
 
 
 def _running() -> Counter[str]:
-    """Leases by pool, those of the system being all. Exact: only who holds the pools adds any."""
-    counts = Lease.objects.order_by().values_list("pool").annotate(count=models.Count("*"))
-    running = Counter(dict(counts))
+    """Slots by pool, those of the system being all. Exact: only who holds the pools adds any."""
+    holding = Lease.objects.filter(holds_slot=True).order_by().values_list("pool")
+    running = Counter(dict(holding.annotate(count=models.Count("*"))))
     running[Pool.SYSTEM] = running.total()
     return running
 
@@ -183,9 +182,13 @@ def _allowances(pools: dict[str, Pool], running: Counter[str], now: datetime) ->
     """How many more submissions each provider takes now; those that take none are left out."""
     allowances = {}
     for name, pool in pools.items():
-        if name == Pool.SYSTEM or (pool.blocked_until and pool.blocked_until > now):
+        if name == Pool.SYSTEM or pool.stopped_by:
+            continue
+        if pool.blocked_until and pool.blocked_until > now:
             continue
         allowance = pool.capacity - running[name]
+        if pool.failure_count >= CIRCUIT_THRESHOLD:
+            allowance = min(allowance, 1)  # a probe
         if pool.rate_per_s is not None:
             allowance = min(allowance, int(_tokens(pool, now)))
         if allowance > 0:
@@ -225,7 +228,8 @@ def _pick(
         cursor.execute(
             """
             SELECT line.id, line.owner_id, line.provider, line.batch_id, line.index,
-                   batch.total_count
+                   COALESCE(batch.has_chord, false),
+                   CASE WHEN batch.status = 'pending' THEN batch.total_count END
             FROM unnest(%s::int[], %s::int[]) AS share(owner_id, slots)
             CROSS JOIN LATERAL (
                 SELECT id, owner_id, provider, batch_id, index
@@ -235,8 +239,7 @@ def _pick(
                 ORDER BY priority DESC, created_at, index, id
                 LIMIT share.slots FOR UPDATE SKIP LOCKED
             ) line
-            LEFT JOIN batches_batch batch
-              ON batch.id = line.batch_id AND batch.status = 'pending'
+            LEFT JOIN batches_batch batch ON batch.id = line.batch_id
             """,
             [
                 list(shares),
@@ -284,19 +287,26 @@ def _charge_pools(
             pool.tokens = _tokens(pool, now) - count
             pool.refilled_at = now
             pool.save(update_fields=["tokens", "refilled_at"])
+        if pool.failure_count >= CIRCUIT_THRESHOLD:
+            # No further probe until this one is answered, or can be answered no more.
+            pool.blocked_until = now + timedelta(seconds=PROBE_S)
+            pool.save(update_fields=["blocked_until"])
     running[Pool.SYSTEM] += len(picks)
     system = pools[Pool.SYSTEM]
     system.vtime = max(system.vtime, reached)
     system.save(update_fields=["vtime"])
 
 
-def _lease(picks: Sequence[_Pick], now: datetime) -> list[Admitted]:
+def _lease(picks: Sequence[_Pick], now: datetime) -> list[Member]:
+    # Short until its message has been taken up: a message that was never sent, because we died
+    # or the broker did, is missed soon.
+    expires_at = now + timedelta(seconds=min(settings.LEASE_SECONDS, PUBLISHED_WITHIN_S))
     leases = Lease.objects.bulk_create(
         Lease(
             generation_id=pick.generation_id,
             owner_id=pick.owner_id,
             pool_id=pick.provider,
-            expires_at=now + timedelta(seconds=settings.LEASE_SECONDS),
+            expires_at=expires_at,
         )
         for pick in picks
     )
@@ -311,12 +321,14 @@ def _lease(picks: Sequence[_Pick], now: datetime) -> list[Admitted]:
         if pick.batch_id is not None:
             seen.add(pick.batch_id)
         admitted.append(
-            Admitted(
+            Member(
                 generation_id=pick.generation_id,
                 lease_id=lease.pk,
+                turn=lease.turn,
                 batch_id=pick.batch_id,
                 index=pick.index,
-                chord_size=pick.pending_total if is_first else None,
+                has_chord=pick.has_chord,
+                chord_size=pick.pending_total if is_first and pick.has_chord else None,
             )
         )
     return admitted
@@ -327,6 +339,8 @@ def _opens_in_s(pools: dict[str, Pool], now: datetime, next_due: datetime | None
     times = [next_due] if next_due else []
     for name, pool in pools.items():
         if name == Pool.SYSTEM:
+            continue
+        if pool.stopped_by:
             continue
         if pool.blocked_until and pool.blocked_until > now:
             times.append(pool.blocked_until)

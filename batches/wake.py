@@ -5,7 +5,9 @@ broker that is away delays work and never fails the call that made it.
 """
 
 import logging
-from functools import cache
+import uuid
+from collections.abc import Sequence
+from functools import cache, partial
 
 from celery import current_app
 from django.conf import settings
@@ -19,7 +21,8 @@ from redis.retry import Retry
 logger = logging.getLogger(__name__)
 
 DISPATCH = "work.dispatch"
-NAMES = (DISPATCH,)
+FOLLOW = "work.follow"
+NAMES = (DISPATCH, FOLLOW)
 
 _PENDING_KEY = "picture:dispatch"
 _PENDING_TIMEOUT_S = 1
@@ -47,9 +50,23 @@ def dispatch_now(countdown_s: float = 0) -> None:
     key = f"{_PENDING_KEY}-later" if countdown_s else _PENDING_KEY
     try:
         if _redis().set(key, 1, nx=True, ex=_PENDING_TIMEOUT_S):
-            current_app.send_task(DISPATCH, countdown=countdown_s or None, retry=False)
+            current_app.send_task(
+                DISPATCH, countdown=countdown_s or None, retry=False, ignore_result=True
+            )
     except (RedisError, OperationalError) as error:
         logger.warning("broker unavailable, the beat will dispatch: %s", error)
+
+
+def follow(generation_ids: Sequence[uuid.UUID]) -> None:
+    """Have these looked at once the current transaction is committed, and not when planned."""
+    transaction.on_commit(partial(_follow_now, [str(one) for one in generation_ids]))
+
+
+def _follow_now(generation_ids: list[str]) -> None:
+    try:
+        current_app.send_task(FOLLOW, args=(generation_ids,), retry=False, ignore_result=True)
+    except (RedisError, OperationalError) as error:
+        logger.warning("broker unavailable, they are looked at when planned: %s", error)
 
 
 def dispatch_begins() -> None:

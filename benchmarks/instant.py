@@ -3,11 +3,20 @@
 import base64
 import io
 import uuid
+from collections.abc import Mapping
+from datetime import datetime
 
 from PIL import Image
 
 from generation.http import OutputHosts
-from generation.provider import Failure, Prediction, PredictionStatus, SubmitRequest
+from generation.provider import (
+    Failure,
+    Prediction,
+    PredictionStatus,
+    SubmitRequest,
+    WebhookDelivery,
+    WebhookRefusal,
+)
 
 SIZE_PX = 64
 
@@ -42,3 +51,16 @@ class InstantProvider:
 
     def cancel(self, prediction_id: str) -> Prediction | Failure:
         raise NotImplementedError("nothing is ever under way")
+
+    def find(
+        self, request: SubmitRequest, *, since: datetime, until: datetime
+    ) -> tuple[Prediction, ...] | Failure:
+        return ()
+
+    def read(self, body: object) -> Prediction | None:
+        return None
+
+    def verify_webhook(
+        self, headers: Mapping[str, str], body: bytes, *, now_s: float
+    ) -> WebhookDelivery | WebhookRefusal | Failure:
+        raise NotImplementedError("nothing is reported")

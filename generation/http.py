@@ -49,8 +49,9 @@ MAX_REDIRECTS = 3
 _CHUNK_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({403, 404, 410})
-# The escapes of NUL and of surrogates, and numbers whose exponent may be out of range.
-_UNSTORABLE = re.compile(rb"\\u(0000|[dD][89a-fA-F])|[0-9][eE]\+?[0-9]{3}")
+# The escapes of NUL and of surrogates, surrogates in UTF-8, and numbers whose exponent may be out
+# of range.
+_UNSTORABLE = re.compile(rb"\\u(0000|[dD][89a-fA-F])|\xed[\xa0-\xbf]|[0-9][eE]\+?[0-9]{3}")
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.I)
 
 
@@ -63,16 +64,21 @@ class Response:
     body: bytes
 
     def json(self) -> Any:
-        """Return the parsed body, `None` when it is not JSON (an HTML error page, say).
+        """Return the parsed body, see `parse_json`."""
+        return parse_json(self.body)
 
-        Its text holds no NUL and no lone surrogate, and its numbers are finite: those cannot be
-        stored, and no answer may be lost for what its author let slip into a log.
-        """
-        try:
-            data = json.loads(self.body, parse_constant=lambda name: None)
-        except (ValueError, RecursionError):
-            return None
-        return _storable(data) if _UNSTORABLE.search(self.body) else data
+
+def parse_json(body: bytes) -> Any:
+    """Return what a body says, `None` when it is not JSON (an HTML error page, say).
+
+    Its text holds no NUL and no lone surrogate, and its numbers are finite: those cannot be
+    stored, and no answer may be lost for what its author let slip into a log.
+    """
+    try:
+        data = json.loads(body, parse_constant=lambda name: None)
+        return _storable(data) if _UNSTORABLE.search(body) else data
+    except (ValueError, RecursionError):
+        return None
 
 
 def _storable(value: Any) -> Any:

@@ -4,15 +4,19 @@ An adapter (`generation.providers.*`) translates one provider's wire format into
 this module and back; nothing outside the adapter knows a provider's JSON. Expected failures are
 values of type `Failure`, never exceptions:
 
-    submit(request)  ->  Prediction | Failure
-    fetch(id)        ->  Prediction | Failure
-    cancel(id)       ->  Prediction | Failure
+    submit(request)                       ->  Prediction | Failure
+    fetch(id)                             ->  Prediction | Failure
+    cancel(id)                            ->  Prediction | Failure
+    find(request, since, until)           ->  (Prediction, ...) | Failure
+    read(body)                            ->  Prediction | None
+    verify_webhook(headers, body, now_s)  ->  WebhookDelivery | WebhookRefusal | Failure
 
 An exception out of an adapter is a bug in the adapter.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -101,7 +105,8 @@ class SubmitRequest:
 
     `version` is the model's version id where the provider needs one. `cancel_after_s` asks the
     provider to stop the work by itself that many seconds after accepting it. `webhook_url` is
-    where it should report, `None` for polling only.
+    where it should report, `None` for polling only. `timeout_s` is how many seconds to wait for
+    the answer at most, `None` for the adapter's own limit, which is never exceeded.
     """
 
     model: str
@@ -109,6 +114,30 @@ class SubmitRequest:
     version: str | None = None
     cancel_after_s: int | None = None
     webhook_url: str | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookDelivery:
+    """One webhook that the provider has sent, beyond doubt.
+
+    `id` is the provider's name for the event, 1 to 200 visible ASCII characters, and the same
+    when it is sent again. `body` is the whole JSON object, safe to store; it may repeat the
+    webhook's URL. `prediction` is what the body says.
+    """
+
+    id: str
+    body: Mapping[str, Any]
+    prediction: Prediction
+
+
+class WebhookRefusal(StrEnum):
+    """Why a webhook is not taken. The first that applies, in this order."""
+
+    MISSING_HEADER = "missing_header"  # or one that cannot be: too long, not a time
+    BAD_SIGNATURE = "bad_signature"  # forged or damaged
+    STALE = "stale"  # signed too long before or after now: perhaps a recording
+    NOT_A_PREDICTION = "not_a_prediction"
 
 
 class HostPolicy(Protocol):
@@ -135,4 +164,31 @@ class Provider(Protocol):
 
     def cancel(self, prediction_id: str) -> Prediction | Failure:
         """Ask for the work to be stopped; the answer may still be non-terminal."""
+        ...
+
+    def find(
+        self, request: SubmitRequest, *, since: datetime, until: datetime
+    ) -> tuple[Prediction, ...] | Failure:
+        """Look for the predictions that a submission like this made in that time, newest first.
+
+        The time is from `since` (included) to `until` (excluded), both with an offset, by the
+        provider's clock; allowing for clocks that differ is up to the caller. Empty means that
+        there is none: whatever leaves that open is a `Failure`, of class `UNKNOWN` when asking
+        again would not help.
+        """
+        ...
+
+    def read(self, body: object) -> Prediction | None:
+        """Translate a prediction as a webhook holds it; `None` if it is not one."""
+        ...
+
+    def verify_webhook(
+        self, headers: Mapping[str, str], body: bytes, *, now_s: float
+    ) -> WebhookDelivery | WebhookRefusal | Failure:
+        """Check that the provider sent this, and recently.
+
+        `headers` are in any case of letters, `body` is as it arrived, `now_s` is the Unix time in
+        seconds. `Failure` means that it could not be checked for now; the provider should be told
+        to send it again.
+        """
         ...

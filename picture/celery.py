@@ -73,7 +73,7 @@ app.conf.update(
     },
     beat_schedule={
         "dispatch": {"task": "work.dispatch", "schedule": 1.0, "options": {"expires": 5}},
-        "sweep": {"task": "work.sweep", "schedule": 5.0, "options": {"expires": 10}},
+        "sweep": {"task": "work.sweep", "schedule": 2.0, "options": {"expires": 10}},
     },
     # Connections are kept between tasks and checked before each one, see below.
     CELERY_DB_REUSE_MAX=sys.maxsize,

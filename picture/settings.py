@@ -3,6 +3,7 @@
 A missing or malformed value stops the process with one line that names the variable.
 """
 
+import base64
 import errno
 import os
 import secrets
@@ -149,6 +150,10 @@ if not SECRET_KEY:
     SECRET_KEY = local_secret_key()
 
 PUBLIC_URL = read("PUBLIC_URL", http_url, "", form="an http or https URL")
+# Where providers report to. They take https only; on the loopback address there is a simulator.
+_public = urlsplit(PUBLIC_URL)
+_reports = _public.scheme == "https" or _public.hostname in ("localhost", "127.0.0.1", "::1")
+CALLBACK_URL = PUBLIC_URL if _reports else ""
 ALLOWED_HOSTS = names(text("ALLOWED_HOSTS", "localhost,127.0.0.1,[::1]"))
 CSRF_TRUSTED_ORIGINS = [PUBLIC_URL] if PUBLIC_URL else []
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
@@ -161,6 +166,19 @@ X_FRAME_OPTIONS = "DENY"
 REPLICATE_API_TOKEN = text("REPLICATE_API_TOKEN")
 REPLICATE_BASE_URL = read(
     "REPLICATE_BASE_URL", http_url, "https://api.replicate.com", form="an http or https URL"
+)
+
+
+def webhook_secret(value: str) -> str:
+    kind, _, key = value.partition("_")
+    if kind != "whsec" or not base64.b64decode(key, validate=True):
+        raise ValueError
+    return value
+
+
+# Without it, the provider is asked for it when its first webhook comes.
+REPLICATE_WEBHOOK_SECRET = read(
+    "REPLICATE_WEBHOOK_SECRET", webhook_secret, "", form="whsec_ and a key in base64"
 )
 PROVIDER_OUTPUT_HOSTS = names(text("PROVIDER_OUTPUT_HOSTS"))
 

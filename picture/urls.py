@@ -3,6 +3,7 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 
 from picture import health
+from worker.hooks import receive_webhook
 
 admin.site.site_header = admin.site.site_title = "Picture"
 admin.site.index_title = "Batches, images and the queue"
@@ -11,6 +12,7 @@ urlpatterns = [
     path("", RedirectView.as_view(pattern_name="docs")),
     path("admin/", admin.site.urls),
     path("api/", include("batches.api.urls")),
+    path("hooks/<str:provider>/<uuid:callback_token>/", receive_webhook, name="webhook"),
     path("health/live", health.live),
     path("health/ready", health.ready),
 ]

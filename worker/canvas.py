@@ -10,20 +10,20 @@ result and counting it loses the chord, and then the sweep finalises the batch.
 
 from celery import chain, current_app
 
-from batches.scheduling import Admitted
+from batches.models import Member
 
 
-def publish(member: Admitted) -> None:
-    """Send one admitted generation on its way."""
-    generation_id = str(member.generation_id)
+def publish(member: Member) -> None:
+    """Send one admitted generation on its way, from wherever its rows say that it stands."""
+    generation_id, lease_id = str(member.generation_id), str(member.lease_id)
     steps = chain(
         current_app.signature(
-            "work.generate", args=(generation_id, str(member.lease_id)), immutable=True
+            "work.generate", args=(generation_id, lease_id, member.turn), immutable=True
         ),
-        current_app.signature("work.download", args=(generation_id,)),
+        current_app.signature("work.download", args=(generation_id, lease_id)),
     )
-    if member.batch_id is None:
-        steps.apply_async(task_id=generation_id)
+    if not member.has_chord:
+        steps.apply_async(task_id=generation_id, ignore_result=True)
         return
     group_id = str(member.batch_id)
     if member.chord_size is not None:
@@ -31,6 +31,7 @@ def publish(member: Admitted) -> None:
         current_app.backend.set_chord_size(group_id, member.chord_size)
     steps.apply_async(
         task_id=generation_id,
+        ignore_result=True,  # else a process that knows no tasks subscribes to it
         group_id=group_id,
         group_index=member.index,
         chord=current_app.signature("work.finalise_batch", args=(group_id,), immutable=True),

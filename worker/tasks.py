@@ -2,7 +2,11 @@
 
 A task of the chord's header never raises for an expected failure: it records it and returns. It
 raises `Ignore` for a delivery that is void because another one will come, and `Retry` to look
-again later. Arguments are ids; everything else is read from the rows.
+again later. Arguments are ids and the turn of the lease; everything else is read from the rows.
+
+A delivery begins by taking its turn, and ends in one of three ways: the generation has moved on,
+a later look is on its way, or somebody else was faster. One that dies does neither, and its lease
+runs out.
 """
 
 import contextlib
@@ -13,9 +17,9 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
-from statistics import median
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore
@@ -25,14 +29,16 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import IntegrityError, InterfaceError, OperationalError
 
-from batches import lifecycle, scheduling, wake
+from batches import cleanup, lifecycle, pools, scheduling, wake
 from batches.models import (
     GENERATION_TERMINAL,
     Attempt,
-    Batch,
+    AtWork,
     Generation,
     GenerationStatus,
     Image,
+    Lease,
+    image_folder,
     image_key,
 )
 from generation import images
@@ -44,10 +50,13 @@ from generation.provider import (
     Provider,
     SubmitRequest,
 )
-from worker import canvas
-from worker.providers import get_provider, http_client
+from worker import canvas, heartbeat, looks, sweeper
+from worker.providers import callback_url, get_provider, http_client
 
 logger = logging.getLogger(__name__)
+
+# What a step tells the next: a status, and for a download whose turn it is.
+Outcome = str | dict[str, Any]
 
 # --- What is tried again ------------------------------------------------------------------------
 
@@ -56,19 +65,22 @@ logger = logging.getLogger(__name__)
 class RetryRule:
     """`limit`: attempts after the first, `None` for one per configured delay.
 
-    `blocks_pool_s`: how long nothing is admitted to the provider when it names no wait itself;
-    the failure then says nothing about the generation and is not counted against it.
+    `blocks_pool_s`: how long nothing is admitted to the provider when it names no wait itself.
+    `stops_pool`: nothing is admitted to it until an operator says so. Either way the failure says
+    nothing about the generation and is not counted against it.
     """
 
     limit: int | None = None
     blocks_pool_s: float | None = None
+    stops_pool: bool = False
 
 
 NEVER = RetryRule(limit=0)
 RETRY_RULES: dict[ErrorClass, RetryRule] = {
     ErrorClass.RATE_LIMITED: RetryRule(blocks_pool_s=5),
-    ErrorClass.AUTH: RetryRule(blocks_pool_s=60),
-    ErrorClass.INSUFFICIENT_CREDIT: RetryRule(blocks_pool_s=60),
+    ErrorClass.AUTH: RetryRule(stops_pool=True),
+    ErrorClass.INSUFFICIENT_CREDIT: RetryRule(stops_pool=True),
+    # Of a submission while the circuit is open: not counted either, see `_retry`.
     ErrorClass.PROVIDER_UNAVAILABLE: RetryRule(),
     ErrorClass.QUEUE_FULL: RetryRule(),
     ErrorClass.INTERRUPTED: RetryRule(),
@@ -83,7 +95,7 @@ RETRY_RULES: dict[ErrorClass, RetryRule] = {
     ErrorClass.CANCELED: NEVER,
     ErrorClass.OUTPUT_EXPIRED: NEVER,
     ErrorClass.PARTIAL_OUTPUT: NEVER,
-    # It may run and it may be charged: submitting again could pay twice.
+    # It may run and it may be charged: submitting again could pay twice. See `_find`.
     ErrorClass.TIMEOUT_UNKNOWN: NEVER,
 }
 # The longest wait a provider may impose on us in one answer.
@@ -93,12 +105,12 @@ JITTER = 0.25
 FETCH_DELAYS_S = (0.5, 2.0, 5.0, 15.0)
 # A file that is no image may have been cut off on its way: fetching again costs nothing.
 FETCH_LIMITS = {ErrorClass.DOWNLOAD_FAILED: len(FETCH_DELAYS_S), ErrorClass.BAD_OUTPUT: 1}
-# Longer than any submission takes with its deadline: past it nobody waits for the answer.
-SUBMISSION_TAKES_S = 30.0
 # The longest between two looks, whatever a provider asks for.
 MAX_PUT_OFF_S = 30.0
 # How long after our deadline the provider may take to confirm that it has stopped.
 CANCEL_GRACE_S = 60.0
+# While a provider is stopping, it is asked this often whether it has.
+STOPPING_LOOK_S = 0.5
 # Outputs up to this size never touch the disk before they are stored.
 SPOOL_BYTES = 8 * 1024 * 1024
 MIN_CANCEL_AFTER_S = 5
@@ -110,74 +122,52 @@ def backoff_s(retry: int, *, delays: list[float], rand: Callable[[], float]) -> 
     return delays[retry] * (1 + JITTER * rand())
 
 
-def _retry_or_fail(
-    generation: Generation, lease_id: uuid.UUID | None, attempt: Attempt, failure: Failure
-) -> str:
-    """Record a failed attempt. Returns when that was the last one, else raises `Ignore`."""
+def _retry(work: AtWork, failure: Failure) -> tuple[bool, bool, float]:
+    """Whether to try again, whether that is counted, and in how many seconds."""
+    generation = work.generation
     rule = RETRY_RULES[failure.error_class]
+    asked_s = min(failure.retry_after_s or 0.0, MAX_BLOCK_S)
+    if rule.stops_pool:
+        _stop_pool(generation.provider, failure)
+        return True, False, 0.0
     if rule.blocks_pool_s is not None:
-        wait_s = min(failure.retry_after_s or rule.blocks_pool_s, MAX_BLOCK_S)
-        lifecycle.block_pool(name=generation.provider, seconds=wait_s)
-        if failure.error_class != ErrorClass.RATE_LIMITED:
-            logger.error("%s stopped for %.0f s: %s", generation.provider, wait_s, failure.message)
-        retry, delay_s = True, wait_s
-    else:
-        delays = settings.RETRY_DELAYS[: rule.limit]
-        retry = generation.retry_count < len(delays)
-        delay_s = min(failure.retry_after_s or 0.0, MAX_BLOCK_S)
-        if retry:
-            own_s = backoff_s(generation.retry_count, delays=delays, rand=random.random)
-            delay_s = max(delay_s, own_s)
+        wait_s = asked_s or rule.blocks_pool_s
+        pools.block_pool(name=generation.provider, seconds=wait_s)
+        return True, False, wait_s
+    delays = settings.RETRY_DELAYS[: rule.limit]
+    if generation.retry_count >= len(delays):
+        return False, False, 0.0
+    own_s = backoff_s(generation.retry_count, delays=delays, rand=random.random)
+    return True, True, max(asked_s, own_s)
+
+
+def _stop_pool(provider: str, failure: Failure) -> None:
+    logger.error("%s stopped until its alert is cleared: %s", provider, failure.message)
+    pools.stop_pool(name=provider, error_class=failure.error_class, message=failure.message)
+
+
+def _retry_or_fail(
+    work: AtWork, attempt: Attempt, failure: Failure, *, circuit_open: bool = False
+) -> Outcome:
+    """Record a failed attempt. Returns when that was the last one, else raises `Ignore`.
+
+    `circuit_open`: the provider is away for everybody, so it is not counted.
+    """
+    generation = work.generation
     logger.info("generation %s: %s: %s", generation.pk, failure.error_class, failure.message)
+    retry, counts, delay_s = (True, False, 0.0) if circuit_open else _retry(work, failure)
     if retry:
-        lifecycle.requeue_generation(
+        if lifecycle.requeue_generation(
             generation=generation,
-            lease_id=lease_id,
             attempt=attempt,
             failure=failure,
             delay_s=delay_s,
-            counts_as_retry=rule.blocks_pool_s is None,
-        )
-        raise Ignore
-    code = SUBMISSION_UNKNOWN if failure.error_class == ErrorClass.TIMEOUT_UNKNOWN else ""
-    lifecycle.fail_generation(
-        generation=generation, lease_id=lease_id, attempt=attempt, failure=failure, code=code
-    )
-    return GenerationStatus.FAILED
-
-
-# --- When to look again -------------------------------------------------------------------------
-
-MIN_LOOK_S, MAX_LOOK_S = 0.05, 5.0
-# Half of all predictions take longer than usual, most of those by next to nothing.
-LOOK_MARGIN = 0.005
-USUAL_TTL_S = 0.5
-DEFAULT_USUAL_S = 5.0
-_usual: dict[str, tuple[float, float]] = {}
-
-
-def usual_s(model_id: str) -> float:
-    """Seconds a prediction of this model usually takes: the median of the latest, or a prior."""
-    known = _usual.get(model_id)
-    if known is None or known[0] < time.monotonic():
-        recent = Attempt.objects.recent_run_times(model_id)
-        model = get_model(model_id)
-        prior = model.est_seconds if model else DEFAULT_USUAL_S
-        usual = max(median(recent) if recent else prior, MIN_LOOK_S)
-        known = (time.monotonic() + USUAL_TTL_S, usual)
-        _usual[model_id] = known
-    return known[1]
-
-
-def next_look_s(elapsed_s: float, usual: float) -> float:
-    """Seconds until the next look at a prediction.
-
-    The first is just after it usually is done; from there on each wait is a quarter of the
-    overrun, so that a late one costs few requests and is seen with little further delay.
-    """
-    expected_s = usual * (1 + LOOK_MARGIN)
-    wait_s = expected_s - elapsed_s if elapsed_s < expected_s else (elapsed_s - usual) / 4
-    return min(max(wait_s, MIN_LOOK_S), MAX_LOOK_S)
+            counts_as_retry=counts,
+        ):
+            raise Ignore
+    elif lifecycle.fail_generation(generation=generation, attempt=attempt, failure=failure):
+        return GenerationStatus.FAILED
+    return _overtaken(work, attempt, failure)
 
 
 # --- A database that is away --------------------------------------------------------------------
@@ -207,113 +197,273 @@ def dispatch() -> int:
     return len(admission.admitted)
 
 
-# --- The two steps ------------------------------------------------------------------------------
+@shared_task(name="work.follow", **DATABASE_AWAY)
+def follow(generation_ids: list[str]) -> int:
+    """Look at these now and not when planned; how many are at work."""
+    members = Lease.objects.members([uuid.UUID(one) for one in generation_ids])
+    for member in members:
+        canvas.publish(member)
+    return len(members)
+
+
+# --- The first step -----------------------------------------------------------------------------
 
 
 @shared_task(bind=True, name="work.generate", **DATABASE_AWAY)
-def generate(self: Task, generation_id: str, lease_id: str) -> str:
-    """Submit if that is still to do, then look once. Returns the status that was reached."""
-    work = Generation.objects.at_work(generation_id, GenerationStatus.PROCESSING)
+def generate(self: Task, generation_id: str, lease_id: str, turn: int | None = None) -> Outcome:
+    """Submit if that is still to do, else look once."""
+    work = Generation.objects.take_turn(generation_id, lease_id, turn, holds_slot=True)
     if work is None:
-        return _status_or_ignore(generation_id)
-    if work.lease_id is None or str(work.lease_id) != lease_id:
-        raise Ignore
+        return _step_aside(generation_id, lease_id, turn)
+    with heartbeat.holding(work.lease_id, work.turn):
+        return _generate(self, work)
+
+
+def _generate(task: Task, work: AtWork) -> Outcome:
     generation, attempt = work.generation, work.attempt
-    left_s = settings.GENERATION_DEADLINE - work.elapsed_s
     provider = get_provider(generation.provider)
+    left_s = settings.GENERATION_DEADLINE - work.elapsed_s
+    circuit_open = False
+    answer: Prediction | Failure
 
     if attempt is None:
+        if generation.cancel_requested_at is not None:
+            return _overtaken(work, None, Failure(ErrorClass.CANCELED, "Nothing was submitted."))
         if left_s <= 0:
-            return _fail_late(generation, work.lease_id, None)
+            return _fail_late(work, None)
         try:
             attempt = lifecycle.begin_attempt(generation=generation)
-        except IntegrityError:
-            raise Ignore from None  # another delivery of this lease was faster
-        answer = _submit(provider, generation, left_s)
+        except IntegrityError:  # a delivery that was woken for the same lease is doing it
+            _look_again(task, work, STOPPING_LOOK_S)
+        answer = _submit(provider, work, attempt, left_s)
+        if isinstance(answer, Failure) and answer.error_class in AWAY:
+            circuit_open = pools.record_unavailable(
+                name=generation.provider, message=answer.message
+            )
+        elif work.provider_failures:
+            pools.record_available(name=generation.provider)
+        if isinstance(answer, Failure) and answer.error_class == ErrorClass.TIMEOUT_UNKNOWN:
+            lifecycle.record_lost_answer(attempt=attempt, failure=answer)
+            _look_again(task, work, FIND_EVERY_S)
     elif attempt.provider_id is None:
-        if work.attempted_s < SUBMISSION_TAKES_S:
-            # Another delivery may be waiting for the answer: a broker that comes back sends
-            # again what is still being worked on.
-            raise self.retry(countdown=MAX_LOOK_S)
-        # An earlier delivery died between asking and hearing the answer.
-        answer = Failure(
-            ErrorClass.TIMEOUT_UNKNOWN, "The submission was interrupted; it may have been charged."
-        )
+        return _find(task, provider, work, attempt)
+    elif attempt.report is not None and (report := provider.read(attempt.report)):
+        answer = report
     else:
-        answer = (provider.fetch if left_s > 0 else provider.cancel)(attempt.provider_id)
+        is_to_stop = generation.cancel_requested_at is not None or left_s <= 0
+        answer = (provider.cancel if is_to_stop else provider.fetch)(attempt.provider_id)
         if isinstance(answer, Failure):
             if left_s < -CANCEL_GRACE_S:
-                return _fail_late(generation, work.lease_id, attempt)
+                return _fail_late(work, attempt)
+            if answer.error_class in pools.STOPPING:
+                _stop_pool(generation.provider, answer)
             if answer.error_class != ErrorClass.NOT_FOUND:
                 # Not being able to look says nothing about the work.
-                logger.warning("generation %s: cannot look: %s", generation_id, answer.message)
-                wait_s = answer.retry_after_s or MAX_LOOK_S
-                raise self.retry(countdown=min(max(wait_s, MIN_LOOK_S), MAX_PUT_OFF_S))
+                logger.warning("generation %s: cannot look: %s", generation.pk, answer.message)
+                _look_again(
+                    task, work, min(answer.retry_after_s or looks.MAX_LOOK_S, MAX_PUT_OFF_S)
+                )
 
     if isinstance(answer, Failure):
-        return _retry_or_fail(generation, work.lease_id, attempt, answer)
+        return _retry_or_fail(work, attempt, answer, circuit_open=circuit_open)
     if attempt.provider_id is None:
-        logger.info("generation %s: submitted as %s", generation_id, answer.id)
+        logger.info("generation %s: submitted as %s", generation.pk, answer.id)
         if not answer.outputs:  # else it is recorded together with them
             lifecycle.record_submission(attempt=attempt, prediction=answer)
     if not answer.is_terminal:
         if left_s < -CANCEL_GRACE_S:
-            return _fail_late(generation, work.lease_id, attempt)
-        usual = usual_s(generation.model)
+            return _fail_late(work, attempt)
+        if generation.cancel_requested_at is not None or left_s <= 0:
+            _look_again(task, work, STOPPING_LOOK_S)
+        usual = looks.usual_s(generation.model)
         progress = answer.progress
         if progress is None:
             progress = min(int(100 * work.submitted_s / usual), 95)
-        if progress > generation.progress:
-            lifecycle.record_progress(generation=generation, progress=progress)
-        raise self.retry(countdown=next_look_s(work.submitted_s, usual))
+        reports = callback_url(attempt) is not None
+        wait_s = looks.next_look_s(work.submitted_s, usual, reports=reports)
+        _look_again(task, work, min(wait_s, max(left_s, STOPPING_LOOK_S)), progress)
     if answer.failure is not None:
+        if generation.cancel_requested_at is not None:
+            return _overtaken(work, attempt, answer)
         if left_s <= 0:
-            return _fail_late(generation, work.lease_id, attempt)
-        return _retry_or_fail(generation, work.lease_id, attempt, answer.failure)
-    logger.info("generation %s: %s is done", generation_id, answer.id)
+            return _fail_late(work, attempt)
+        return _retry_or_fail(work, attempt, answer.failure)
+    logger.info("generation %s: %s is done", generation.pk, answer.id)
+    cost_usd = _cost_usd(generation, answer)
     if not lifecycle.begin_download(
-        generation=generation,
-        lease_id=work.lease_id,
-        attempt=attempt,
-        prediction=answer,
-        cost_usd=_cost_usd(generation, answer),
+        generation=generation, attempt=attempt, prediction=answer, cost_usd=cost_usd
     ):
+        return _overtaken(work, attempt, answer, cost_usd)
+    return {"status": GenerationStatus.DOWNLOADING, "turn": work.turn}
+
+
+# That nobody is there, or nobody answers.
+AWAY = (ErrorClass.PROVIDER_UNAVAILABLE, ErrorClass.TIMEOUT_UNKNOWN)
+
+
+def _look_again(
+    task: Task, work: AtWork, countdown_s: float, progress: int | None = None
+) -> NoReturn:
+    generation = work.generation
+    lifecycle.put_off(work=work, progress=generation.progress if progress is None else progress)
+    raise task.retry(
+        args=(str(generation.pk), str(work.lease_id), work.turn),
+        countdown=looks.bounded_s(countdown_s),
+    )
+
+
+def _overtaken(
+    work: AtWork,
+    attempt: Attempt | None,
+    result: Prediction | Failure,
+    cost_usd: Decimal = Decimal(0),
+) -> Outcome:
+    """End what its owner has cancelled meanwhile; step aside for whoever else was faster."""
+    generation = work.generation
+    if lifecycle.confirm_cancel(
+        generation=generation, attempt=attempt, result=result, cost_usd=cost_usd
+    ):
+        return GenerationStatus.CANCELLED
+    if attempt is not None and isinstance(result, Prediction):
         # Whatever became of it meanwhile: that it was accepted, and may cost, stays on record.
-        lifecycle.record_submission(attempt=attempt, prediction=answer)
-        return _status_or_ignore(generation_id)
-    return GenerationStatus.DOWNLOADING
+        lifecycle.record_submission(attempt=attempt, prediction=result)
+    return _step_aside(str(generation.pk), str(work.lease_id), work.turn)
 
 
-def _status_or_ignore(generation_id: str) -> str:
+def _step_aside(generation_id: str, lease_id: str, turn: int | None) -> Outcome:
     """For a delivery that has nothing to do: let the chain go on, or say that another will come."""
-    status = Generation.objects.filter(pk=generation_id).values_list("status", flat=True).first()
-    if status == GenerationStatus.DOWNLOADING or status in GENERATION_TERMINAL:
-        return status
+    standing = Generation.objects.standing(generation_id)
+    if standing is None:
+        raise Ignore
+    if standing.status in GENERATION_TERMINAL:
+        return standing.status
+    is_ours = str(standing.lease_id) == lease_id and turn in (None, standing.turn)
+    if standing.status == GenerationStatus.DOWNLOADING and is_ours:
+        return {"status": standing.status, "turn": standing.turn}
     raise Ignore
 
 
-def _submit(provider: Provider, generation: Generation, left_s: float) -> Prediction | Failure:
+def _fail_late(work: AtWork, attempt: Attempt | None) -> Outcome:
+    failure = Failure(
+        ErrorClass.TIMEOUT_RUN, f"Not finished within {settings.GENERATION_DEADLINE} seconds."
+    )
+    if lifecycle.fail_generation(generation=work.generation, attempt=attempt, failure=failure):
+        return GenerationStatus.FAILED
+    return _overtaken(work, attempt, failure)
+
+
+# --- Submitting, and a submission whose answer is missing ---------------------------------------
+
+MAX_SUBMIT_S = 15.0
+# Between two looks for a prediction whose id we have not heard.
+FIND_EVERY_S = 1.0
+# How much longer than the submission itself its prediction may take to be listed.
+LISTED_WITHIN_S = 2.0
+# How far the provider's clock may be from ours.
+CLOCKS_DIFFER = timedelta(seconds=60)
+# After that long it stays unknown.
+FIND_FOR_S = 90.0
+
+
+def submit_timeout_s() -> float:
+    """How long a submission waits for its answer.
+
+    No longer than a lease: whoever takes that over knows that nobody is submitting any more.
+    """
+    return float(min(MAX_SUBMIT_S, settings.LEASE_SECONDS))
+
+
+def _request(generation: Generation, attempt: Attempt, **options: Any) -> SubmitRequest:
     model = get_model(generation.model)
+    return SubmitRequest(
+        model=generation.model,
+        input=generation.input,
+        version=model.version if model else None,
+        webhook_url=callback_url(attempt),
+        **options,
+    )
+
+
+def _submit(
+    provider: Provider, work: AtWork, attempt: Attempt, left_s: float
+) -> Prediction | Failure:
+    # A process that was stopped since it took its turn must not send what others may have given
+    # up: the lease is the bound, here as for them.
+    timeout_s = submit_timeout_s() - (time.monotonic() - work.taken_at_s)
+    if timeout_s <= 0:
+        return Failure(ErrorClass.TIMEOUT_UNKNOWN, "The submission was held up and not sent.")
+    cancel_after_s = max(MIN_CANCEL_AFTER_S, int(left_s))
     return provider.submit(
-        SubmitRequest(
-            model=generation.model,
-            input=generation.input,
-            version=model.version if model else None,
-            cancel_after_s=max(MIN_CANCEL_AFTER_S, int(left_s)),
+        _request(work.generation, attempt, cancel_after_s=cancel_after_s, timeout_s=timeout_s)
+    )
+
+
+def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt) -> Outcome:
+    """Find out what became of a submission whose answer was never heard.
+
+    Either its prediction is found and followed, or it is certain that there is none and the
+    generation goes back in line, or in the end nobody can tell. It is never sent again blindly.
+    """
+    generation = work.generation
+    is_over = work.attempted_s > submit_timeout_s() + FIND_EVERY_S
+    if not attempt.error_class and not is_over:
+        _look_again(task, work, FIND_EVERY_S)  # somebody may still be waiting for the answer
+    since = attempt.created_at - CLOCKS_DIFFER
+    until = attempt.created_at + timedelta(seconds=submit_timeout_s()) + CLOCKS_DIFFER
+    found = provider.find(_request(generation, attempt), since=since, until=until)
+    if isinstance(found, Failure):
+        logger.warning("generation %s: cannot look it up: %s", generation.pk, found.message)
+        if work.attempted_s < FIND_FOR_S and found.error_class != ErrorClass.UNKNOWN:
+            _look_again(task, work, FIND_EVERY_S)
+        return _give_up(task, work, attempt)
+    known = set(Attempt.objects.known_ids(attempt.provider, [one.id for one in found]))
+    unclaimed = [one for one in reversed(found) if one.id not in known]
+    if unclaimed:
+        # Submissions of the same input cannot be told apart, and need not be; but one whose
+        # answer is still to come must not lose its prediction to us.
+        if not Attempt.objects.has_rivals(attempt, generation.input, since, submit_timeout_s()):
+            with contextlib.suppress(IntegrityError):  # somebody else has found it as well
+                lifecycle.record_submission(attempt=attempt, prediction=unclaimed[0])
+        _look_again(task, work, looks.MIN_LOOK_S)
+    if work.attempted_s < submit_timeout_s() + LISTED_WITHIN_S:
+        _look_again(task, work, FIND_EVERY_S)
+    failure = Failure(ErrorClass.INTERRUPTED, "The submission did not reach the provider.")
+    logger.info("generation %s: %s", generation.pk, failure.message)
+    if generation.retry_count >= len(settings.RETRY_DELAYS):
+        moved = lifecycle.fail_generation(
+            generation=generation, attempt=attempt, failure=failure, unanswered=True
         )
+    else:
+        moved = lifecycle.requeue_generation(
+            generation=generation,
+            attempt=attempt,
+            failure=failure,
+            delay_s=0,
+            counts_as_retry=True,
+            unanswered=True,
+        )
+    return _given_up(task, work, attempt, failure, moved)
+
+
+def _give_up(task: Task, work: AtWork, attempt: Attempt) -> Outcome:
+    failure = Failure(
+        ErrorClass.TIMEOUT_UNKNOWN,
+        "Nobody can tell whether the submission arrived; it may have been charged.",
     )
-
-
-def _fail_late(generation: Generation, lease_id: uuid.UUID, attempt: Attempt | None) -> str:
-    lifecycle.fail_generation(
-        generation=generation,
-        lease_id=lease_id,
+    moved = lifecycle.fail_generation(
+        generation=work.generation,
         attempt=attempt,
-        failure=Failure(
-            ErrorClass.TIMEOUT_RUN, f"Not finished within {settings.GENERATION_DEADLINE} seconds."
-        ),
+        failure=failure,
+        code=SUBMISSION_UNKNOWN,
+        unanswered=True,
     )
-    return GenerationStatus.FAILED
+    return _given_up(task, work, attempt, failure, moved)
+
+
+def _given_up(task: Task, work: AtWork, attempt: Attempt, failure: Failure, moved: bool) -> Outcome:
+    if moved or work.generation.cancel_requested_at is not None:
+        return _overtaken(work, attempt, failure)
+    _look_again(task, work, looks.MIN_LOOK_S)  # it was answered after all
 
 
 def _cost_usd(generation: Generation, prediction: Prediction) -> Decimal:
@@ -322,12 +472,37 @@ def _cost_usd(generation: Generation, prediction: Prediction) -> Decimal:
     return (price or Decimal(0)) * len(prediction.outputs)
 
 
+# --- The second step ----------------------------------------------------------------------------
+
+
 @shared_task(bind=True, name="work.download", **DATABASE_AWAY)
-def download(self: Task, outcome: str, generation_id: str) -> str:
+def download(
+    self: Task,
+    outcome: Outcome,
+    generation_id: str,
+    lease_id: str | None = None,
+    turn: int | None = None,
+    tries: int = 0,
+) -> Outcome:
     """Fetch, verify and store the output. Steps aside when that is not what is to be done."""
-    work = Generation.objects.at_work(generation_id, GenerationStatus.DOWNLOADING)
-    if work is None:
-        return _status_or_ignore(generation_id)
+    if turn is None and isinstance(outcome, dict):
+        turn = outcome["turn"]
+    if lease_id is None:  # a message of before there were turns
+        standing = Generation.objects.standing(generation_id)
+        lease_id = str(standing.lease_id) if standing and standing.lease_id else None
+    work = lease_id and Generation.objects.take_turn(
+        generation_id, lease_id, turn, holds_slot=False
+    )
+    if not work:
+        status = Generation.objects.filter(pk=generation_id).values_list("status", flat=True)
+        if (reached := status.first()) in GENERATION_TERMINAL:
+            return str(reached)
+        raise Ignore
+    with heartbeat.holding(work.lease_id, work.turn):
+        return _download(self, work, tries)
+
+
+def _download(task: Task, work: AtWork, tries: int) -> Outcome:
     generation, attempt = work.generation, work.attempt
     assert attempt is not None  # what put it into this status
     provider = get_provider(generation.provider)
@@ -335,15 +510,22 @@ def download(self: Task, outcome: str, generation_id: str) -> str:
     for index, url in enumerate(attempt.outputs):
         image = _fetch(provider, url, generation, index)
         if isinstance(image, Failure):
-            tries = self.request.retries
-            if tries < FETCH_LIMITS.get(image.error_class, 0):
+            is_late = work.elapsed_s > settings.GENERATION_DEADLINE + CANCEL_GRACE_S
+            if tries < FETCH_LIMITS.get(image.error_class, 0) and not is_late:
                 wait_s = FETCH_DELAYS_S[tries] * (1 + JITTER * random.random())
-                raise self.retry(countdown=max(wait_s, min(image.retry_after_s or 0, MAX_LOOK_S)))
-            lifecycle.discard_files(stored)
-            return _retry_or_fail(generation, None, attempt, image)
+                asked_s = min(image.retry_after_s or 0, looks.MAX_LOOK_S)
+                lifecycle.put_off(work=work, progress=generation.progress)
+                outcome = {"status": generation.status, "turn": work.turn}
+                raise task.retry(
+                    args=(outcome, str(generation.pk), str(work.lease_id), work.turn, tries + 1),
+                    countdown=looks.bounded_s(max(wait_s, asked_s)),
+                )
+            return _retry_or_fail(work, attempt, image)
         stored.append(image)
-    lifecycle.complete_generation(generation=generation, images=stored)
-    logger.info("generation %s: completed", generation_id)
+    if not lifecycle.complete_generation(generation=generation, images=stored):
+        cleanup.clean(image_folder(generation))  # of what was written too late
+        return _step_aside(str(generation.pk), str(work.lease_id), work.turn)
+    logger.info("generation %s: completed", generation.pk)
     return GenerationStatus.COMPLETED
 
 
@@ -390,13 +572,7 @@ def finalise_batch(batch_id: str) -> bool:
     return lifecycle.finalise_batch(batch_id=uuid.UUID(batch_id))
 
 
-SWEEP_LIMIT = 200
-
-
 @shared_task(name="work.sweep")
-def sweep() -> int:
-    """Do what a lost message left undone; how many batches were finalised."""
-    scheduling.follow_default_cap()
-    wake.dispatch_now()
-    stragglers = Batch.objects.ready_to_finalise().values_list("pk", flat=True)[:SWEEP_LIMIT]
-    return sum(lifecycle.finalise_batch(batch_id=batch_id) for batch_id in stragglers)
+def sweep() -> bool:
+    """Do what a lost message left undone. `False`: another sweep is at it."""
+    return sweeper.sweep()

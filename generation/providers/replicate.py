@@ -3,19 +3,24 @@
 Source: Replicate HTTP API, read 2026-11-20
 """
 
+import base64
+import hmac
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from generation.http import (
     HttpClient,
     OutputHosts,
     Response,
     TransportError,
+    parse_json,
     parse_retry_after,
 )
 from generation.provider import (
@@ -25,15 +30,25 @@ from generation.provider import (
     Prediction,
     PredictionStatus,
     SubmitRequest,
+    WebhookDelivery,
+    WebhookRefusal,
 )
 
 ID_MAX_LENGTH = 100  # theirs have 26 characters
 SUBMIT_DEADLINE_S = 15.0
 FETCH_DEADLINE_S = 10.0
+FIND_DEADLINE_S = 20.0  # for all pages
+FIND_MAX_PAGES = 50
 CANCEL_AFTER_MIN_S = 5
 
+WEBHOOK_TOLERANCE_S = 300
+SECRET_DEADLINE_S = 3.0  # a webhook is to be answered within a few seconds
+SECRET_RETRY_S = 5.0  # between a failure to fetch the secret and the next try
+SECRET_RENEW_S = 60.0  # between a fetch and the one that a wrong signature leads to
+
 _OUTPUT_HOSTS = ("replicate.delivery", ".replicate.delivery")
-_WEBHOOK_EVENTS = ("start", "completed")
+_WEBHOOK_EVENTS = ("completed",)
+_SIGNATURE_MAX_LENGTH = 2_000  # one entry has 47 characters
 _MESSAGE_LIMIT = 300
 _RAW_STRING_LIMIT = 1_000
 _RAW_ITEMS_LIMIT = 50
@@ -105,13 +120,17 @@ _QUOTED = frozenset({ErrorClass.INVALID_INPUT, ErrorClass.UNKNOWN})
 _CODE = re.compile(r"\b(E\d{3,4})\b|\(code: (\w+)\)")
 _RESETS_IN = re.compile(r"(?:resets in|available in) ~?(\d+(?:\.\d+)?) ?s", re.IGNORECASE)
 _PERCENT = re.compile(r"(\d{1,3})%\|")
+_WEBHOOK_ID = re.compile(r"[!-~]{1,200}")
+_UNIX_TIME = re.compile(r"[0-9]{1,12}")
 
 
 class ReplicateProvider:
     """The Replicate adapter. `output_hosts` tells where its files may be downloaded from.
 
     `base_url` is without `/v1`. `extra_output_hosts` are further hosts for files, see
-    `OutputHosts.extra`. Raises ValueError for a token that no header can carry.
+    `OutputHosts.extra`. `webhook_secret` is what webhooks are signed with, "whsec_" and a key in
+    base64; without it, it is asked for when the first webhook comes. Raises ValueError for a
+    token that no header can carry and for a malformed secret.
     """
 
     name = "replicate"
@@ -123,6 +142,7 @@ class ReplicateProvider:
         http: HttpClient,
         base_url: str = "https://api.replicate.com",
         extra_output_hosts: Sequence[str] = (),
+        webhook_secret: str = "",
     ) -> None:
         if not re.fullmatch(r"[!-~]+", token):
             raise ValueError("The Replicate token is empty or has characters that no token has.")
@@ -130,6 +150,8 @@ class ReplicateProvider:
         self._token = token
         self._http = http
         self._base_url = base_url.rstrip("/")
+        configured_key = _key_of(webhook_secret) if webhook_secret else None
+        self._webhook_key = _WebhookKey(configured_key, self._fetch_webhook_key)
 
     def __repr__(self) -> str:
         return f"ReplicateProvider({self._base_url!r})"
@@ -153,7 +175,11 @@ class ReplicateProvider:
         if request.cancel_after_s is not None:
             headers["Cancel-After"] = f"{max(request.cancel_after_s, CANCEL_AFTER_MIN_S)}s"
 
-        answer = self._call("POST", path, SUBMIT_DEADLINE_S, headers, body)
+        deadline_s = SUBMIT_DEADLINE_S
+        if request.timeout_s is not None:
+            deadline_s = min(deadline_s, request.timeout_s)
+
+        answer = self._call("POST", path, deadline_s, headers, body)
         if isinstance(answer, TransportError):
             # An error status tells enough without its body.
             if answer.kind == "read" and (answer.status or 0) >= 400:
@@ -179,15 +205,111 @@ class ReplicateProvider:
         """Ask for a prediction to be stopped; a finished one stays as it is."""
         return self._look("POST", f"/v1/predictions/{quote(prediction_id, safe='')}/cancel")
 
+    def find(
+        self, request: SubmitRequest, *, since: datetime, until: datetime
+    ) -> tuple[Prediction, ...] | Failure:
+        """Look for the predictions that a submission like this made, newest first.
+
+        One is like another when the model is the same (with a version: the version or the model)
+        and each parameter sent is there with the same value; Replicate may add others. Reads all
+        of the list in that time or fails. Raises ValueError for a time without an offset.
+        """
+        window = {"created_after": _rfc3339(since), "created_before": _rfc3339(until)}
+        path = f"/v1/predictions?{urlencode(window)}"
+        # What comes back has been through this as well.
+        sent = parse_json(json.dumps(dict(request.input)).encode())
+        found: dict[str, Prediction] = {}
+        ends_at = monotonic() + FIND_DEADLINE_S
+        for _ in range(FIND_MAX_PAGES):
+            left_s = ends_at - monotonic()
+            if left_s <= 0:
+                return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw="the deadline passed")
+            answer = self._answer("GET", path, min(FETCH_DEADLINE_S, left_s))
+            if isinstance(answer, Failure):
+                return answer
+            page = answer.json()
+            if not _is_page(page):
+                return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+            for entry in page["results"]:
+                match = _match(entry, request, sent, since, until)
+                if isinstance(match, Failure):
+                    return match
+                if match:
+                    found[match.id] = match
+            if page["next"] is None:
+                return tuple(found.values())
+            following = _path_below(self._base_url, page["next"])
+            if following is None:
+                return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=str(page["next"]))
+            path = following
+        message = "Too many predictions were made at Replicate in that time to search them all."
+        return Failure(ErrorClass.UNKNOWN, message)
+
+    def read(self, body: object) -> Prediction | None:
+        """Translate a prediction object; `None` if it is not one."""
+        return read_prediction(body)
+
+    def verify_webhook(
+        self, headers: Mapping[str, str], body: bytes, *, now_s: float
+    ) -> WebhookDelivery | WebhookRefusal | Failure:
+        """Check a webhook's signature, then its age, then that it is a prediction.
+
+        May fetch the secret, which takes `SECRET_DEADLINE_S` at most.
+        """
+        values = {name.lower(): value for name, value in headers.items()}
+        delivery_id = values.get("webhook-id", "")
+        timestamp = values.get("webhook-timestamp", "")
+        signatures = values.get("webhook-signature", "")
+        if (
+            not _WEBHOOK_ID.fullmatch(delivery_id)
+            or not _UNIX_TIME.fullmatch(timestamp)
+            or not 0 < len(signatures) <= _SIGNATURE_MAX_LENGTH
+        ):
+            return WebhookRefusal.MISSING_HEADER
+        signed = f"{delivery_id}.{timestamp}.".encode() + body
+        key = self._webhook_key.current()
+        if isinstance(key, Failure):
+            return key
+        if not _is_signed(signatures, signed, key):
+            newer_key = self._webhook_key.newer_than(key)
+            if newer_key is None or not _is_signed(signatures, signed, newer_key):
+                return WebhookRefusal.BAD_SIGNATURE
+        if abs(now_s - int(timestamp)) > WEBHOOK_TOLERANCE_S:
+            return WebhookRefusal.STALE
+        data = parse_json(body)
+        prediction = read_prediction(data)
+        if prediction is None:
+            return WebhookRefusal.NOT_A_PREDICTION
+        return WebhookDelivery(delivery_id, data, prediction)
+
+    def _fetch_webhook_key(self) -> bytes | Failure:
+        answer = self._answer("GET", "/v1/webhooks/default/secret", SECRET_DEADLINE_S)
+        if isinstance(answer, Failure):
+            return answer
+        body = answer.json()
+        secret = body.get("key") if isinstance(body, dict) else None
+        try:
+            return _key_of(secret if isinstance(secret, str) else "")
+        except ValueError:
+            # Without the body: however it is written, it may hold the secret.
+            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE)
+
     def _look(self, method: str, path: str) -> Prediction | Failure:
-        answer = self._call(method, path, FETCH_DEADLINE_S)
+        answer = self._answer(method, path, FETCH_DEADLINE_S)
+        if isinstance(answer, Failure):
+            return answer
+        prediction = read_prediction(answer.json())
+        return prediction or self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+
+    def _answer(self, method: str, path: str, deadline_s: float) -> Response | Failure:
+        """Make a call that may be repeated at will; only a 2xx is an answer."""
+        answer = self._call(method, path, deadline_s)
         if isinstance(answer, TransportError):
             # Repeating these calls is harmless, so a lost answer is not an unknown outcome.
             return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=answer.message)
         if not 200 <= answer.status < 300:
             return self._refused(answer)
-        prediction = read_prediction(answer.json())
-        return prediction or self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+        return answer
 
     def _call(
         self,
@@ -240,6 +362,74 @@ class ReplicateProvider:
         )
 
 
+class _WebhookKey:
+    """The key that webhooks are signed with: a configured one for good, or a fetched one.
+
+    A forged webhook costs its sender nothing, so how often `fetch` is called does not depend on
+    how many come. Calls wait for one another's fetch rather than refuse what is genuine.
+    """
+
+    def __init__(self, configured: bytes | None, fetch: Callable[[], bytes | Failure]) -> None:
+        self._key = configured
+        self._is_configured = configured is not None
+        self._fetch = fetch
+        self._failure: Failure | None = None
+        self._fetched_at = -math.inf  # monotonic, when the last fetch ended, well or not
+        self._lock = threading.Lock()
+
+    def current(self) -> bytes | Failure:
+        """Return the key known, fetched if there is none yet."""
+        if self._key is not None:
+            return self._key
+        with self._lock:
+            if self._key is not None:
+                return self._key
+            if self._failure is not None and monotonic() - self._fetched_at < SECRET_RETRY_S:
+                return self._failure
+            return self._ask()
+
+    def newer_than(self, key: bytes) -> bytes | None:
+        """Return the key that `key` was replaced by, `None` when none is known of."""
+        if self._is_configured:
+            return None
+        with self._lock:
+            if monotonic() - self._fetched_at >= SECRET_RENEW_S:
+                self._ask()
+            return None if self._key == key else self._key
+
+    def _ask(self) -> bytes | Failure:
+        answer = self._fetch()
+        self._fetched_at = monotonic()
+        if isinstance(answer, Failure):
+            self._failure = answer
+        else:
+            self._key = answer
+        return answer
+
+
+def _key_of(secret: str) -> bytes:
+    """Return the key of a webhook secret. Raises ValueError, which does not repeat it."""
+    prefix, _, encoded = secret.partition("_")
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    # Anyone can sign with an empty key.
+    if prefix != "whsec" or not key:
+        raise ValueError('The webhook secret is not "whsec_" followed by base64.')
+    return key
+
+
+def _is_signed(signatures: str, signed: bytes, key: bytes) -> bool:
+    """Tell whether one entry of the header fits; entries of unknown versions fit nothing.
+
+    Source: Replicate HTTP API, read 2026-11-20
+    """
+    wanted = b"v1," + base64.b64encode(hmac.digest(key, signed, "sha256"))
+    entries = [entry.encode("utf-8", "replace") for entry in signatures.split()]
+    return any([hmac.compare_digest(entry, wanted) for entry in entries])
+
+
 def read_prediction(body: object) -> Prediction | None:
     """Translate a prediction object, as answers and webhooks hold it; `None` if it is not one."""
     if not isinstance(body, dict) or not isinstance(body.get("status"), str):
@@ -258,9 +448,95 @@ def read_prediction(body: object) -> Prediction | None:
         progress=100 if status == PredictionStatus.SUCCEEDED else _progress(logs),
         run_s=_seconds(metrics.get("predict_time")) if isinstance(metrics, dict) else None,
         total_s=_seconds_between(body.get("created_at"), body.get("completed_at")),
-        # An old form of the object repeats the webhook's URL, which holds a secret.
-        raw={key: _cut(value) for key, value in body.items() if not key.startswith("webhook")},
+        raw=_raw(body),
     )
+
+
+def _is_page(body: object) -> bool:
+    """Tell whether it is a page of a list. Without `next` it may or may not be the last."""
+    return isinstance(body, dict) and isinstance(body.get("results"), list) and "next" in body
+
+
+def _match(
+    entry: object, request: SubmitRequest, sent: object, since: datetime, until: datetime
+) -> Prediction | Failure | None:
+    """Return the prediction of a list's entry if `request` may have made it, with input `sent`.
+
+    An entry that cannot be compared is a `Failure`.
+    """
+    prediction = read_prediction(entry)
+    if not isinstance(entry, dict) or prediction is None:
+        return _unreadable(entry)
+    created_at, model = _time(entry.get("created_at")), entry.get("model")
+    if created_at is None or not isinstance(model, str):
+        return _unreadable(entry)
+    # Asked for in the query as well.
+    if not since <= created_at < until:
+        return None
+    version = (request.version or "").rpartition(":")[2]
+    if model != request.model and not (version and version == entry.get("version")):
+        return None
+    if entry.get("data_removed") is True:
+        message = "Replicate has deleted what predictions of that time were asked for."
+        return Failure(ErrorClass.UNKNOWN, message)
+    found = entry.get("input")
+    if not isinstance(found, dict):
+        return _unreadable(entry)
+    if not isinstance(sent, dict) or not _holds(found, sent):
+        return None
+    return prediction
+
+
+def _unreadable(entry: object) -> Failure:
+    return Failure(
+        ErrorClass.PROVIDER_UNAVAILABLE,
+        _MESSAGES[ErrorClass.PROVIDER_UNAVAILABLE],
+        raw=json.dumps(_raw(entry) if isinstance(entry, dict) else _cut(entry))[:RAW_LIMIT],
+    )
+
+
+def _holds(found: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:
+    return all(name in found and _same(found[name], value) for name, value in sent.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare two JSON values. In JSON, 1 and 1.0 are the same number, and `true` is none."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and _holds(one, other)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    return bool(one == other)
+
+
+def _path_below(base_url: str, link: object) -> str | None:
+    """Return the path and query of `link` as seen from `base_url`, `None` if it leads elsewhere.
+
+    Only these are used, so that the token cannot follow a link to another host, however a host
+    may be read from it.
+    """
+    if not isinstance(link, str):
+        return None
+    base = urlsplit(base_url)
+    try:
+        there = urlsplit(link)
+        if _origin(there) != _origin(base) or not there.path.startswith(f"{base.path}/"):
+            return None
+    except ValueError:
+        return None
+    return f"{there.path.removeprefix(base.path)}?{there.query}"
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
+def _rfc3339(time: datetime) -> str:
+    """Write a time in UTC. Raises ValueError when it has no offset."""
+    if time.tzinfo is None:
+        raise ValueError("The time has no offset.")
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _outcome(
@@ -397,6 +673,12 @@ def _seconds_between(start: object, end: object) -> float | None:
     if start_time is None or end_time is None:
         return None
     return _seconds((end_time - start_time).total_seconds())
+
+
+def _raw(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a prediction object to keep it for administrators."""
+    # An old form of the object repeats the webhook's URL, which holds a secret.
+    return {key: _cut(value) for key, value in body.items() if not key.startswith("webhook")}
 
 
 def _cut(value: Any, depth: int = 0) -> Any:

@@ -36,17 +36,16 @@ DONE = Prediction(
 
 
 def start(generation):
-    """Admit everything; the generation as it is now, its lease and a new attempt."""
+    """Admit everything; the generation as it is now and a new attempt."""
     admit()
     generation.refresh_from_db()
-    return generation, generation.lease.pk, lifecycle.begin_attempt(generation=generation)
+    return generation, lifecycle.begin_attempt(generation=generation)
 
 
 def download(generation):
-    generation, lease_id, attempt = start(generation)
+    generation, attempt = start(generation)
     assert lifecycle.begin_download(
         generation=generation,
-        lease_id=lease_id,
         attempt=attempt,
         prediction=DONE,
         cost_usd=Decimal("0.003"),
@@ -110,7 +109,7 @@ def test_workers_are_woken_after_the_commit_and_not_before(
 def test_the_provider_being_done_frees_the_slot_before_the_download():
     generation = download(make_batch(size=1).generations.get())
     assert generation.status == "downloading"
-    assert Lease.objects.count() == 0
+    assert not Lease.objects.get().holds_slot
     assert Lane.objects.get().running == 0
     assert {pool.running for pool in Pool.objects.with_running()} == {0}
     attempt = generation.attempts.get()
@@ -152,25 +151,19 @@ def test_only_the_first_of_two_completions_counts():
 
 
 def test_nothing_moves_a_generation_that_has_ended():
-    generation, lease_id, attempt = start(make_generation())
-    assert lifecycle.fail_generation(
-        generation=generation, lease_id=lease_id, attempt=attempt, failure=INTERRUPTED
-    )
+    generation, attempt = start(make_generation())
+    assert lifecycle.fail_generation(generation=generation, attempt=attempt, failure=INTERRUPTED)
     version = Generation.objects.get().version
     stale = generation  # still says `processing`
-    assert not lifecycle.fail_generation(
-        generation=stale, lease_id=lease_id, attempt=attempt, failure=INTERRUPTED
-    )
+    assert not lifecycle.fail_generation(generation=stale, attempt=attempt, failure=INTERRUPTED)
     assert not lifecycle.begin_download(
         generation=stale,
-        lease_id=lease_id,
         attempt=attempt,
         prediction=DONE,
         cost_usd=Decimal(1),
     )
     assert not lifecycle.requeue_generation(
         generation=stale,
-        lease_id=lease_id,
         attempt=attempt,
         failure=INTERRUPTED,
         delay_s=0,
@@ -183,10 +176,9 @@ def test_nothing_moves_a_generation_that_has_ended():
 
 
 def test_a_late_delivery_does_not_move_what_belongs_to_the_next_admission():
-    stale, lease_id, attempt = start(make_generation())
+    stale, attempt = start(make_generation())
     fields = {
         "generation": stale,
-        "lease_id": lease_id,
         "attempt": attempt,
         "failure": INTERRUPTED,
     }
@@ -198,7 +190,6 @@ def test_a_late_delivery_does_not_move_what_belongs_to_the_next_admission():
     assert not lifecycle.fail_generation(**fields)
     assert not lifecycle.begin_download(
         generation=stale,
-        lease_id=lease_id,
         attempt=attempt,
         prediction=DONE,
         cost_usd=Decimal(1),
@@ -209,10 +200,9 @@ def test_a_late_delivery_does_not_move_what_belongs_to_the_next_admission():
 
 
 def test_a_requeued_generation_keeps_its_history_and_frees_its_slot():
-    generation, lease_id, attempt = start(make_generation())
+    generation, attempt = start(make_generation())
     assert lifecycle.requeue_generation(
         generation=generation,
-        lease_id=lease_id,
         attempt=attempt,
         failure=INTERRUPTED,
         delay_s=5,
@@ -233,12 +223,14 @@ def test_a_requeued_generation_keeps_its_history_and_frees_its_slot():
 
 
 def test_releasing_a_lease_twice_changes_nothing():
-    generation, lease_id, _ = start(make_generation())
+    generation, _ = start(make_generation())
     make_batch(generation.owner, size=1)
     admit()
-    assert Lease.objects.release(lease_id).happened
+    assert Lease.objects.free_slot(generation.pk).happened
     running = Lane.objects.get().running
-    assert not Lease.objects.release(lease_id).happened
+    assert not Lease.objects.free_slot(generation.pk).happened
+    assert not Lease.objects.end(generation.pk).happened
+    assert not Lease.objects.end(generation.pk).happened
     assert Lane.objects.get().running == running == 1
     assert Pool.objects.with_running().get(name="system").running == 1
 
@@ -246,17 +238,14 @@ def test_releasing_a_lease_twice_changes_nothing():
 def test_a_released_slot_is_wanted_when_a_lane_could_use_it(settings):
     settings.MAX_PARALLEL_PER_USER = 1
     first = make_generation()
-    _, lease_id, _ = start(first)
-    assert not Lease.objects.release(lease_id).is_wanted
+    start(first)
+    assert not Lease.objects.end(first.pk).is_wanted
     own_line = make_batch(make_user(), size=2)
     admit()
-    lease_id = Lease.objects.get(owner=own_line.owner).pk
-    assert Lease.objects.release(lease_id).is_wanted
-    Generation.objects.filter(status="queued").delete()
-    Lane.objects.update(queued=0)
-    make_generation(first.owner)  # of another user, who is not at the cap
-    assert not Lease.objects.release(lease_id).happened
-    assert Lease.objects.release(lease_id).is_wanted
+    lease = Lease.objects.get(owner=own_line.owner)
+    assert Lease.objects.end(lease.generation_id).is_wanted
+    release = Lease.objects.end(first.pk)
+    assert (release.happened, release.is_wanted) == (False, False)
 
 
 def test_every_transition_raises_the_version():
@@ -352,23 +341,25 @@ def test_the_database_refuses_wrong_generations(wrong):
 
 
 def test_the_database_refuses_a_second_open_attempt():
-    generation, _, _ = start(make_generation())
+    generation, _ = start(make_generation())
     with pytest.raises(IntegrityError), transaction.atomic():
         Attempt.objects.create(generation=generation, number=9, provider="replicate", model="m")
 
 
 def test_the_database_refuses_the_same_prediction_twice():
-    _, _, one = start(make_generation())
-    _, _, two = start(make_generation())
+    _, one = start(make_generation())
+    _, two = start(make_generation())
     lifecycle.record_submission(attempt=one, prediction=DONE)
     with pytest.raises(IntegrityError), transaction.atomic():
         lifecycle.record_submission(attempt=two, prediction=DONE)
 
 
 def test_progress_never_moves_backwards():
-    generation, _, _ = start(make_generation())
-    lifecycle.record_progress(generation=generation, progress=60)
-    lifecycle.record_progress(generation=generation, progress=40)
+    generation, _ = start(make_generation())
+    lease = generation.lease
+    work = Generation.objects.take_turn(generation.pk, lease.pk, lease.turn, holds_slot=True)
+    lifecycle.put_off(work=work, progress=60)
+    lifecycle.put_off(work=work, progress=40)
     generation.refresh_from_db()
     assert generation.progress == 60
 

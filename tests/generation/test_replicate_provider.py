@@ -2,6 +2,9 @@
 
 import json
 import logging
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import responses
@@ -16,7 +19,8 @@ from generation.provider import (
     Provider,
     SubmitRequest,
 )
-from generation.providers.replicate import ReplicateProvider, read_prediction
+from generation.providers.replicate import FIND_MAX_PAGES, ReplicateProvider, read_prediction
+from tests.simulator import support
 
 TOKEN = "r8_TestTokenThatMustNotLeak"
 BASE = "https://api.replicate.test"
@@ -67,8 +71,10 @@ class FakeHttp(HttpClient):
     def __init__(self, result):
         super().__init__()
         self.result = result
+        self.deadlines_s = []
 
     def json(self, method, url, **kwargs):
+        self.deadlines_s.append(kwargs["deadline_s"])
         return self.result
 
 
@@ -96,13 +102,13 @@ class TestSubmit:
             "version": version,
         }
 
-    def test_with_a_webhook_asks_for_start_and_end(self, replicate, api):
+    def test_with_a_webhook_asks_for_the_end_only(self, replicate, api):
         api.post(OFFICIAL, json=prediction(), status=201)
         url = "https://picture.test/hooks/replicate/abc"
         replicate.submit(SubmitRequest(MODEL, {}, webhook_url=url))
         body = json.loads(api.calls[0].request.body)
         assert body["webhook"] == url
-        assert body["webhook_events_filter"] == ["start", "completed"]
+        assert body["webhook_events_filter"] == ["completed"]
 
     @pytest.mark.parametrize(("asked_s", "sent"), [(600, "600s"), (5, "5s"), (1, "5s")])
     def test_with_a_limit_has_the_provider_stop_by_itself(self, replicate, api, asked_s, sent):
@@ -116,6 +122,24 @@ class TestSubmit:
         result = replicate.submit(REQUEST)
         assert isinstance(result, Prediction)
         assert result.is_terminal
+
+    @pytest.mark.parametrize(
+        ("timeout_s", "expected_s"), [(None, 15.0), (4.5, 4.5), (15.0, 15.0), (60.0, 15.0)]
+    )
+    def test_waits_as_long_as_asked_but_not_longer_than_usual(self, timeout_s, expected_s):
+        with FakeHttp(Response(201, {}, json.dumps(prediction()).encode())) as http:
+            request = SubmitRequest(MODEL, {"prompt": "a cat"}, timeout_s=timeout_s)
+            assert isinstance(ReplicateProvider(TOKEN, http=http).submit(request), Prediction)
+        assert http.deadlines_s == [expected_s]
+
+    def test_that_is_not_answered_in_time_has_an_unknown_outcome(self, http, serve):
+        server = serve(lambda sock, request, server: server.hang())
+        replicate = ReplicateProvider(TOKEN, http=http, base_url=server.url(""))
+        started = time.monotonic()
+        result = replicate.submit(SubmitRequest(MODEL, {}, timeout_s=0.1))
+        assert time.monotonic() - started < 2
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.TIMEOUT_UNKNOWN
 
     def test_that_cannot_connect_was_not_accepted(self, http, refused_url):
         result = ReplicateProvider(TOKEN, http=http, base_url=refused_url).submit(REQUEST)
@@ -272,6 +296,13 @@ class TestFetchAndCancel:
         assert isinstance(result, Prediction)
         assert not result.is_terminal
 
+    @pytest.mark.parametrize("status", ["failed", "canceled", "aborted"])
+    def test_cancel_of_finished_work_tells_how_it_ended(self, replicate, api, status):
+        api.post(FETCH + "/cancel", json=prediction(status=status))
+        result = replicate.cancel(ID)
+        assert isinstance(result, Prediction)
+        assert result.is_terminal
+
     def test_ids_cannot_lead_elsewhere(self, replicate, api):
         api.get(f"{BASE}/v1/predictions/..%2Faccount%3Fx", json=prediction())
         assert isinstance(replicate.fetch("../account?x"), Prediction)
@@ -289,6 +320,427 @@ class TestFetchAndCancel:
             result = ReplicateProvider(TOKEN, http=http).fetch(ID)
         assert isinstance(result, Failure)
         assert result.error_class == ErrorClass.PROVIDER_UNAVAILABLE
+
+
+LIST = f"{BASE}/v1/predictions"
+SINCE = datetime(2026, 11, 20, 10, 0, 0, tzinfo=UTC)
+UNTIL = datetime(2026, 11, 20, 10, 0, 30, tzinfo=UTC)
+
+
+def page(*entries, next=None):
+    return {"next": next, "previous": None, "results": list(entries)}
+
+
+def find(provider, request=REQUEST, since=SINCE, until=UNTIL):
+    return provider.find(request, since=since, until=until)
+
+
+class TestFind:
+    def ids(self, result) -> list[str]:
+        assert isinstance(result, tuple), result
+        return [found.id for found in result]
+
+    def test_asks_for_the_time_in_utc(self, replicate, api):
+        api.get(LIST, json=page())
+        east = timezone(timedelta(hours=2))
+        since = datetime(2026, 11, 20, 12, 0, 0, 5, tzinfo=east)
+        assert find(replicate, since=since) == ()
+        sent = api.calls[0].request
+        assert parse_qs(urlsplit(sent.url).query) == {
+            "created_after": ["2026-11-20T10:00:00.000005Z"],
+            "created_before": ["2026-11-20T10:00:30.000000Z"],
+        }
+        assert sent.headers["Authorization"] == f"Bearer {TOKEN}"
+
+    def test_reads_what_it_finds_newest_first(self, replicate, api):
+        newer = prediction(id="newer", status="succeeded", output="https://x/a.png")
+        api.get(LIST, json=page(newer, prediction(id="older")))
+        result = find(replicate)
+        assert self.ids(result) == ["newer", "older"]
+        assert result[0] == read_prediction(newer)
+
+    @pytest.mark.parametrize(
+        ("created_at", "is_found"),
+        [
+            ("2026-11-20T09:59:59.999999999Z", False),
+            ("2026-11-20T10:00:00Z", True),
+            ("2026-11-20T12:00:00+02:00", True),
+            ("2026-11-20T10:00:29.999999999Z", True),
+            ("2026-11-20T10:00:30Z", False),
+        ],
+    )
+    def test_keeps_to_the_time_whatever_the_list_does(self, replicate, api, created_at, is_found):
+        api.get(LIST, json=page(prediction(created_at=created_at)))
+        assert self.ids(find(replicate)) == [ID] * is_found
+
+    @pytest.mark.parametrize(
+        ("version", "entry", "is_found"),
+        [
+            (None, {"model": MODEL}, True),
+            (None, {"model": "someone/else"}, False),
+            (None, {"model": "someone/else", "version": "b" * 64}, False),
+            ("b" * 64, {"model": "someone/else", "version": "b" * 64}, True),
+            (f"someone/sdxl:{'b' * 64}", {"model": "someone/else", "version": "b" * 64}, True),
+            ("b" * 64, {"model": MODEL, "version": "hidden"}, True),
+            ("b" * 64, {"model": "someone/else", "version": "c" * 64}, False),
+            ("b" * 64, {"model": "someone/else", "version": None}, False),
+            (None, {"model": "", "version": ""}, False),
+        ],
+    )
+    def test_wants_the_same_model_or_version(self, replicate, api, version, entry, is_found):
+        api.get(LIST, json=page(prediction(**entry)))
+        request = SubmitRequest(MODEL, {"prompt": "a cat"}, version=version)
+        assert self.ids(find(replicate, request)) == [ID] * is_found
+
+    @pytest.mark.parametrize(
+        ("sent", "found", "is_same"),
+        [
+            ({}, {"prompt": "anything"}, True),
+            ({"prompt": "a"}, {"prompt": "a", "seed": 5, "go_fast": True}, True),
+            ({"prompt": "a", "seed": 5}, {"prompt": "a"}, False),
+            ({"prompt": "a"}, {}, False),
+            ({"prompt": "a"}, {"prompt": "b"}, False),
+            ({"prompt": "a"}, {"prompt": "a "}, False),
+            ({"prompt": "\u00e9"}, {"prompt": "e\u0301"}, False),
+            ({"x": 1}, {"x": 1.0}, True),
+            ({"x": 3.5}, {"x": 3.5}, True),
+            ({"x": 1}, {"x": True}, False),
+            ({"x": False}, {"x": 0}, False),
+            ({"x": False}, {"x": False}, True),
+            ({"x": 1}, {"x": "1"}, False),
+            ({"x": None}, {"x": None}, True),
+            ({"x": None}, {"x": False}, False),
+            ({"x": None}, {}, False),
+            ({"x": (1, 2)}, {"x": [1, 2.0]}, True),
+            ({"x": [1, 2]}, {"x": [2, 1]}, False),
+            ({"x": [1]}, {"x": [1, 2]}, False),
+            ({"x": [1]}, {"x": [True]}, False),
+            ({"x": []}, {"x": {}}, False),
+            ({"x": {"y": 1, "z": [0]}}, {"x": {"z": [0], "y": 1}}, True),
+            ({"x": {"y": 1}}, {"x": {"y": 1, "z": 2}}, False),
+            ({"x": {"y": 1}}, {"x": {"y": True}}, False),
+            ({"x": "a\0b \ud83d"}, {"x": "a\0b \ud83d"}, True),
+        ],
+    )
+    def test_wants_every_parameter_that_was_sent(self, replicate, api, sent, found, is_same):
+        api.get(LIST, json=page(prediction(input=found)))
+        assert self.ids(find(replicate, SubmitRequest(MODEL, sent))) == [ID] * is_same
+
+    def test_reads_all_pages(self, replicate, api):
+        second, third = f"{LIST}?cursor=b%3D&x=1", f"{LIST}?cursor=c"
+        api.get(LIST, json=page(prediction(id="a"), next=second))
+        api.get(second, json=page(prediction(id="b"), prediction(id="a"), next=third))
+        api.get(third, json=page(prediction(id="other", input={}), prediction(id="c")))
+        assert self.ids(find(replicate)) == ["a", "b", "c"]
+        assert [call.request.url for call in api.calls][1:] == [second, third]
+        assert all(c.request.headers["Authorization"] == f"Bearer {TOKEN}" for c in api.calls)
+
+    @pytest.mark.parametrize(
+        ("base_url", "link"),
+        [
+            (BASE, f"{BASE}:443/v1/predictions?cursor=b"),
+            (BASE, "HTTPS://API.Replicate.Test/v1/predictions?cursor=b#top"),
+            (BASE, "https://user:word@api.replicate.test/v1/predictions?cursor=b"),
+            (f"{BASE}/", f"{BASE}/v1/predictions?cursor=b"),
+        ],
+    )
+    def test_follows_a_link_of_the_same_origin(self, http, api, base_url, link):
+        api.get(LIST, json=page(next=link))
+        api.get(f"{LIST}?cursor=b", json=page(prediction()))
+        replicate = ReplicateProvider(TOKEN, http=http, base_url=base_url)
+        assert self.ids(find(replicate)) == [ID]
+        assert api.calls[1].request.url == f"{LIST}?cursor=b"
+
+    def test_follows_a_link_below_a_base_with_a_path(self, http, api):
+        base = "https://proxy.test/replicate"
+        api.get(f"{base}/v1/predictions", json=page(next=f"{base}/v1/predictions?cursor=b"))
+        api.get(f"{base}/v1/predictions?cursor=b", json=page(prediction()))
+        replicate = ReplicateProvider(TOKEN, http=http, base_url=base)
+        assert self.ids(find(replicate)) == [ID]
+
+    @pytest.mark.parametrize(
+        "link",
+        [
+            "https://evil.test/v1/predictions?cursor=b",
+            "http://api.replicate.test/v1/predictions?cursor=b",
+            "https://api.replicate.test:8443/v1/predictions?cursor=b",
+            "https://api.replicate.test.evil.test/v1/predictions",
+            "https://api.replicate.test@evil.test/v1/predictions",
+            "https://api.replicate.test\\@evil.test/v1/predictions",
+            "https://api.replicate.test:x/v1/predictions",
+            "https://[::1/v1/predictions",
+            "https://api.replicate.test",
+            "//evil.test/v1/predictions",
+            "/v1/predictions?cursor=b",
+            "?cursor=b",
+            "",
+            5,
+            True,
+            ["x"],
+        ],
+    )
+    def test_fails_rather_than_follow_another_link(self, replicate, api, link):
+        api.get(LIST, json=page(prediction(), next=link))
+        result = find(replicate)
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.PROVIDER_UNAVAILABLE
+        assert len(api.calls) == 1
+
+    def test_cannot_be_led_to_another_host_by_a_path(self, replicate, api):
+        api.get(LIST, json=page(next=f"{BASE}//evil.test/v1/predictions"))
+        api.get(f"{BASE}//evil.test/v1/predictions", json=page())
+        assert find(replicate) == ()
+        assert urlsplit(api.calls[1].request.url).hostname == "api.replicate.test"
+
+    def test_fails_when_the_list_has_no_end(self, replicate, api):
+        api.get(LIST, json=page(prediction(), next=f"{LIST}?cursor=b"))
+        result = find(replicate)
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.UNKNOWN
+        assert len(api.calls) == FIND_MAX_PAGES == 50
+
+    def test_reads_a_list_of_as_many_pages_as_allowed(self, replicate, api):
+        for number in range(FIND_MAX_PAGES - 1):
+            api.get(LIST, json=page(next=f"{LIST}?cursor={number}"))
+        api.get(LIST, json=page(prediction()))
+        assert self.ids(find(replicate)) == [ID]
+
+    def test_has_one_deadline_for_all_pages(self, http, serve, answer, monkeypatch):
+        monkeypatch.setattr("generation.providers.replicate.FIND_DEADLINE_S", 0.3)
+
+        def script(sock, request, server):
+            time.sleep(0.05)
+            body = page(prediction(), next=server.url("/v1/predictions?cursor=b"))
+            sock.sendall(answer(json.dumps(body).encode()))
+            return True
+
+        server = serve(script)
+        started = time.monotonic()
+        result = find(ReplicateProvider(TOKEN, http=http, base_url=server.url("")))
+        assert time.monotonic() - started < 2
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.PROVIDER_UNAVAILABLE
+        assert 1 < len(server.requests) < 10
+
+    def test_bounds_each_page_by_what_is_left(self, monkeypatch):
+        now = iter([100.0, 100.0, 113.0, 119.5, 120.0])
+        monkeypatch.setattr("generation.providers.replicate.monotonic", lambda: next(now))
+        body = page(next="https://api.replicate.com/v1/predictions?cursor=b")
+        with FakeHttp(Response(200, {}, json.dumps(body).encode())) as http:
+            result = find(ReplicateProvider(TOKEN, http=http))
+        assert isinstance(result, Failure)
+        assert http.deadlines_s == [10.0, 7.0, 0.5]
+
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [
+            (401, ErrorClass.AUTH),
+            (404, ErrorClass.NOT_FOUND),
+            (429, ErrorClass.RATE_LIMITED),
+            (503, ErrorClass.PROVIDER_UNAVAILABLE),
+        ],
+    )
+    def test_fails_when_any_page_is_refused(self, replicate, api, status, expected):
+        api.get(LIST, json=page(prediction(), next=f"{LIST}?cursor=b"))
+        api.get(LIST, status=status, headers={"Retry-After": "3"})
+        result = find(replicate)
+        assert isinstance(result, Failure)
+        assert result.error_class == expected
+        assert result.retry_after_s == 3.0
+
+    @pytest.mark.parametrize("kind", ["connect", "sent", "read"])
+    def test_fails_when_a_page_is_lost(self, kind):
+        with FakeHttp(TransportError(kind, "lost")) as http:
+            result = find(ReplicateProvider(TOKEN, http=http))
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.PROVIDER_UNAVAILABLE
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "<html>maintenance</html>",
+            "null",
+            "[]",
+            "{}",
+            '{"results": []}',
+            '{"next": null}',
+            '{"next": null, "results": {}}',
+            '{"next": null, "results": null}',
+        ],
+    )
+    def test_fails_when_a_page_is_none(self, replicate, api, body):
+        api.get(LIST, body=body)
+        result = find(replicate)
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.PROVIDER_UNAVAILABLE
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            None,
+            "x",
+            [],
+            {},
+            prediction(id=None),
+            prediction(id="x" * 101),
+            prediction(status=None),
+            prediction(model=None),
+            prediction(created_at=None),
+            prediction(created_at="yesterday"),
+            prediction(created_at="2026-11-20T10:00:00"),
+            prediction(input=None),
+            prediction(input=[]),
+        ],
+    )
+    def test_fails_when_an_entry_cannot_be_read(self, replicate, api, entry):
+        api.get(LIST, json=page(prediction(), entry))
+        result = find(replicate)
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.PROVIDER_UNAVAILABLE
+
+    def test_does_not_tell_the_webhook_of_an_entry_it_cannot_read(self, replicate, api):
+        api.get(LIST, json=page(prediction(created_at=None, webhook="https://picture.test/s3cr3t")))
+        result = find(replicate)
+        assert isinstance(result, Failure)
+        assert ID in result.raw
+        assert "s3cr3t" not in repr(result)
+
+    @pytest.mark.parametrize("removed_input", [{}, None, {"prompt": "a cat"}])
+    def test_fails_when_the_input_of_such_a_prediction_was_deleted(
+        self, replicate, api, removed_input
+    ):
+        removed = prediction(id="old", data_removed=True, input=removed_input)
+        api.get(LIST, json=page(prediction(), removed))
+        result = find(replicate)
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.UNKNOWN
+
+    @pytest.mark.parametrize(
+        "fields", [{"model": "someone/else"}, {"created_at": "2026-11-20T09:00:00Z"}]
+    )
+    def test_minds_no_other_prediction_that_was_deleted(self, replicate, api, fields):
+        removed = prediction(id="old", data_removed=True, input={}, **fields)
+        api.get(LIST, json=page(prediction(), removed))
+        assert self.ids(find(replicate)) == [ID]
+
+    @pytest.mark.parametrize("name", ["since", "until"])
+    def test_refuses_a_time_without_an_offset(self, replicate, name):
+        with pytest.raises(ValueError, match="offset"):
+            find(replicate, **{name: datetime(2026, 11, 20)})
+
+
+@pytest.fixture(scope="module")
+def simulator_process():
+    with support.running_simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def simulator(simulator_process):
+    assert simulator_process.request("POST", "/_sim/reset").status_code == 204
+    return simulator_process
+
+
+class TestWithTheSimulator:
+    @pytest.fixture
+    def replicate(self, http, simulator):
+        return ReplicateProvider(support.TOKEN, http=http, base_url=simulator.url)
+
+    def submit(self, replicate, prompt, model=support.FLUX, version=None, **values) -> Prediction:
+        request = SubmitRequest(model, {"prompt": prompt, **values}, version=version)
+        result = replicate.submit(request)
+        assert isinstance(result, Prediction), result
+        return result
+
+    def created_at(self, simulator, prediction_id) -> datetime:
+        return datetime.fromisoformat(simulator.get(prediction_id)["created_at"])
+
+    def test_find_gives_what_was_submitted_and_no_other(self, replicate, simulator):
+        since = datetime.now(UTC) - timedelta(seconds=5)
+        until = since + timedelta(minutes=1)
+        first = self.submit(replicate, "a cat")
+        self.submit(replicate, "a dog")
+        self.submit(replicate, "a cat", num_outputs=2)
+        self.submit(replicate, "a cat", model=support.FLUX_DEV)
+        second = self.submit(replicate, "a cat", num_outputs=1.0)
+        for prediction_id in (first.id, second.id):
+            simulator.ended(prediction_id)
+
+        def found(**values):
+            request = SubmitRequest(support.FLUX, {"prompt": "a cat", **values})
+            result = replicate.find(request, since=since, until=until)
+            assert isinstance(result, tuple), result
+            return result
+
+        assert second.id in [prediction.id for prediction in found()]
+        assert found(num_outputs=1) == (replicate.fetch(second.id),)
+        assert found(num_outputs=3) == ()
+
+    def test_find_takes_the_time_as_the_list_does(self, replicate, simulator):
+        ids = [self.submit(replicate, "a cat").id for _ in range(3)]
+        first, second, third = (self.created_at(simulator, one) for one in ids)
+        request = SubmitRequest(support.FLUX, {"prompt": "a cat"})
+
+        def found(since, until):
+            result = replicate.find(request, since=since, until=until)
+            assert isinstance(result, tuple), result
+            return [prediction.id for prediction in result]
+
+        tick = timedelta(microseconds=1)
+        assert found(first, third + tick) == ids[::-1]
+        assert found(first, third) == [ids[1], ids[0]]
+        assert found(first + tick, third + tick) == [ids[2], ids[1]]
+        assert found(second, second + tick) == [ids[1]]
+        assert found(second, second) == []
+
+    def test_find_knows_a_version_by_its_id(self, replicate, simulator):
+        since = datetime.now(UTC) - timedelta(seconds=5)
+        version = f"{support.SDXL}:{support.SDXL_VERSION}"
+        made = self.submit(replicate, "a cat", model=support.SDXL, version=version)
+        request = SubmitRequest(support.SDXL, {"prompt": "a cat"}, version=version)
+        result = replicate.find(request, since=since, until=since + timedelta(minutes=1))
+        assert isinstance(result, tuple)
+        assert [found.id for found in result] == [made.id]
+
+    def test_find_goes_through_all_pages(self, replicate, simulator):
+        since = datetime.now(UTC) - timedelta(seconds=5)
+        wanted = self.submit(replicate, "the first of many")
+        for _ in range(205):
+            simulator.created()
+        request = SubmitRequest(support.FLUX, {"prompt": "the first of many"})
+        result = replicate.find(request, since=since, until=since + timedelta(minutes=5))
+        assert isinstance(result, tuple)
+        assert [found.id for found in result] == [wanted.id]
+
+    def test_find_cannot_tell_after_the_data_was_deleted(self, replicate, simulator):
+        since = datetime.now(UTC) - timedelta(seconds=5)
+        simulator.fault("expired")
+        made = self.submit(replicate, "a cat")
+        simulator.ended(made.id)
+        support.eventually(lambda: simulator.get(made.id)["data_removed"], "removed")
+        for model, expected in [(support.FLUX, Failure), (support.FLUX_DEV, tuple)]:
+            request = SubmitRequest(model, {"prompt": "a cat"})
+            result = replicate.find(request, since=since, until=since + timedelta(minutes=1))
+            assert isinstance(result, expected)
+
+    def test_find_with_a_wrong_token_is_a_failure(self, http, simulator):
+        replicate = ReplicateProvider("wrong", http=http, base_url=simulator.url)
+        result = find(replicate)
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.AUTH
+
+    def test_cancel_of_finished_work_changes_nothing(self, replicate, simulator):
+        made = self.submit(replicate, "a cat")
+        simulator.ended(made.id)
+        result = replicate.cancel(made.id)
+        assert isinstance(result, Prediction)
+        assert result.status == PredictionStatus.SUCCEEDED
+        assert result == replicate.fetch(made.id)
+
+    def test_cancel_of_unknown_work_is_not_found(self, replicate):
+        result = replicate.cancel("nothing")
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.NOT_FOUND
 
 
 class TestStatus:

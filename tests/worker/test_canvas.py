@@ -2,6 +2,7 @@
 
 import threading
 import uuid
+from dataclasses import replace
 
 import pytest
 from celery import Celery
@@ -9,7 +10,7 @@ from celery.contrib.testing.worker import start_worker
 from django.conf import settings
 
 from batches import wake
-from batches.scheduling import Admitted
+from batches.models import Member
 from picture.celery import app, celery_url
 from worker import canvas, tasks  # noqa: F401  (registers the tasks)
 
@@ -32,8 +33,8 @@ def stub_app(bodies):
         bodies.append(batch_id)
         done.set()
 
-    stub.tasks["work.generate"].run = lambda generation_id, lease_id: "downloading"
-    stub.tasks["work.download"].run = lambda outcome, generation_id: "completed"
+    stub.tasks["work.generate"].run = lambda generation_id, lease_id, turn: "downloading"
+    stub.tasks["work.download"].run = lambda outcome, generation_id, lease_id: "completed"
     stub.tasks["work.finalise_batch"].run = finalise_batch
     stub.set_current()
     with start_worker(stub, pool="threads", concurrency=2, perform_ping_check=False):
@@ -44,7 +45,7 @@ def stub_app(bodies):
 
 
 def member(batch_id, index, size=None):
-    return Admitted(uuid.uuid4(), uuid.uuid4(), batch_id, index, size)
+    return Member(uuid.uuid4(), uuid.uuid4(), 0, batch_id, index, True, size)
 
 
 def test_the_body_runs_once_when_all_members_have_come_one_by_one(stub_app, bodies):
@@ -61,7 +62,7 @@ def test_a_member_published_twice_counts_once(stub_app, bodies):
     batch_id = uuid.uuid4()
     first = member(batch_id, 0, size=2)
     canvas.publish(first)
-    canvas.publish(Admitted(first.generation_id, first.lease_id, batch_id, 0, None))
+    canvas.publish(replace(first, chord_size=None))
     assert not stub_app.done.wait(0.3)
     canvas.publish(member(batch_id, 1))
     assert stub_app.done.wait(10)
@@ -84,6 +85,7 @@ def test_every_task_has_a_queue_that_a_worker_serves():
     }
     assert queues == {
         "work.dispatch": "control",
+        "work.follow": "control",
         "work.generate": "generate",
         "work.download": "download",
         "work.finalise_batch": "control",

@@ -1,0 +1,111 @@
+"""Files that no image needs: noted in the transaction that makes them so, deleted after it.
+
+The note is what makes it certain. The files are deleted once the transaction is committed, and
+again by the sweep when whoever may still have been writing has surely ended.
+"""
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+
+from django.conf import settings
+from django.core.files.storage import default_storage
+from django.db import connection, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from batches.models import Discarded, Generation, GenerationStatus, Image
+
+logger = logging.getLogger(__name__)
+
+# Beyond a lease: the longest that a delivery which has lost it goes on writing.
+GRACE_S = 10
+
+
+def discard(folder: str) -> None:
+    """Have the files of a folder deleted that no image needs when the transaction is over."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO batches_discarded (folder, due_at)
+            VALUES (%s, statement_timestamp() + make_interval(secs => %s))
+            ON CONFLICT (folder) DO UPDATE SET due_at = EXCLUDED.due_at
+            """,
+            [folder, settings.LEASE_SECONDS + GRACE_S],
+        )
+    transaction.on_commit(partial(clean, folder))
+
+
+def clean(folder: str) -> bool:
+    """Delete what is not needed; whether nothing had to be left for later.
+
+    Generations keep their rows locked meanwhile, so none can begin to write.
+    """
+    try:
+        with transaction.atomic():
+            names = list(_names_below(folder))
+            busy, needed = _writing(names), _needed(names)
+            for name in names:
+                if name not in needed and _generation_of(name) not in busy:
+                    default_storage.delete(name)
+            return not busy
+    # Whatever a storage raises: they have no exception in common.
+    except Exception:
+        logger.exception("cannot clean %s, it is tried again", folder)
+        return False
+
+
+def clean_due(limit: int) -> int:
+    """Clean the folders that are due; how many were done with."""
+    due = Discarded.objects.filter(due_at__lte=Now()).order_by("due_at")[:limit]
+    done = 0
+    for folder, due_at in list(due.values_list("folder", "due_at")):
+        row = Discarded.objects.filter(folder=folder, due_at=due_at)
+        if clean(folder):
+            done += row.delete()[0]
+        else:
+            row.update(due_at=F("due_at") + timedelta(seconds=settings.LEASE_SECONDS))
+    return done
+
+
+def _names_below(folder: str) -> Iterator[str]:
+    folders = [folder]
+    while folders:
+        parent = folders.pop()
+        try:
+            subfolders, files = default_storage.listdir(parent)
+        except FileNotFoundError:
+            continue
+        folders += [f"{parent}/{name}" for name in subfolders]
+        yield from (f"{parent}/{name}" for name in files)
+
+
+def _generation_of(name: str) -> uuid.UUID | None:
+    """The generation's id in a key, see `models.image_folder`."""
+    with contextlib.suppress(IndexError, ValueError):
+        return uuid.UUID(name.split("/")[2])
+    return None
+
+
+def _generations_of(names: list[str]) -> set[uuid.UUID]:
+    return {found for name in names if (found := _generation_of(name))}
+
+
+def _writing(names: list[str]) -> set[uuid.UUID]:
+    """Ids of the generations that may be writing there now."""
+    rows = Generation.objects.filter(pk__in=_generations_of(names))
+    at_rest = rows.exclude(status=GenerationStatus.DOWNLOADING).select_for_update(
+        skip_locked=True, no_key=True
+    )
+    held = set(at_rest.values_list("pk", flat=True))
+    return set(rows.values_list("pk", flat=True)) - held
+
+
+def _needed(names: list[str]) -> set[str]:
+    images = Image.objects.filter(generation__in=_generations_of(names)).values_list(
+        "file", "thumbnail"
+    )
+    return {name for pair in images for name in pair}

@@ -1,0 +1,76 @@
+"""What providers tell by webhook.
+
+    POST /hooks/<provider>/<callback token>/
+
+The token names the attempt, the signature proves the sender. Whatever the order and the number of
+deliveries, the end of an attempt is taken in once, and the generation that waits for it is looked
+at there and then. What cannot be taken in now is refused, so that the provider sends it again;
+and the looks go on in any case.
+"""
+
+import logging
+import time
+import uuid
+from http import HTTPStatus
+
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_POST
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from batches import lifecycle
+from batches.models import Lease
+from generation.provider import Failure, WebhookRefusal
+from worker import canvas
+from worker.providers import FACTORIES, get_provider
+
+logger = logging.getLogger(__name__)
+
+STATUSES = {
+    WebhookRefusal.MISSING_HEADER: HTTPStatus.BAD_REQUEST,
+    WebhookRefusal.BAD_SIGNATURE: HTTPStatus.UNAUTHORIZED,
+    WebhookRefusal.STALE: HTTPStatus.UNAUTHORIZED,
+    WebhookRefusal.NOT_A_PREDICTION: HTTPStatus.UNPROCESSABLE_ENTITY,
+}
+
+
+@csrf_exempt
+@require_POST
+def receive_webhook(request: HttpRequest, provider: str, callback_token: uuid.UUID) -> HttpResponse:
+    """204 when it is taken in, or was before; 4xx and 503 as in `STATUSES` and below."""
+    if provider not in FACTORIES:
+        return _refuse(HTTPStatus.NOT_FOUND, "unknown_provider")
+    delivery = get_provider(provider).verify_webhook(
+        request.headers, request.body, now_s=time.time()
+    )
+    if isinstance(delivery, Failure):
+        logger.warning("webhook of %s cannot be checked: %s", provider, delivery.message)
+        return _refuse(HTTPStatus.SERVICE_UNAVAILABLE, "not_checked")
+    if isinstance(delivery, WebhookRefusal):
+        logger.warning("webhook of %s refused: %s", provider, delivery)
+        return _refuse(STATUSES[delivery], delivery)
+    report = lifecycle.record_report(
+        provider=provider,
+        callback_token=callback_token,
+        delivery_id=delivery.id,
+        prediction=delivery.prediction,
+        body=delivery.body,
+    )
+    if not report.is_known:
+        return _refuse(HTTPStatus.NOT_FOUND, "unknown_attempt")
+    if report.follow is not None:
+        _wake(report.follow)
+    return HttpResponse(status=HTTPStatus.NO_CONTENT)
+
+
+def _wake(generation_id: uuid.UUID) -> None:
+    try:
+        for member in Lease.objects.members([generation_id]):
+            canvas.publish(member)
+    except (RedisError, OperationalError) as error:
+        logger.warning("broker unavailable, %s is looked at when planned: %s", generation_id, error)
+
+
+def _refuse(status: HTTPStatus, code: str) -> HttpResponse:
+    return JsonResponse({"code": code}, status=status)

@@ -1,0 +1,174 @@
+"""What makes up for everything that was lost: messages, workers, the broker.
+
+One sweep runs at a time, by an advisory lock of the database. Each step is idempotent and bounded,
+and one that fails does not keep the others from their turn.
+"""
+
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from batches import cleanup, lifecycle, reconcile, scheduling, wake
+from batches.models import (
+    Alert,
+    AlertCode,
+    Attempt,
+    AttemptOutcome,
+    Batch,
+    Generation,
+    GenerationStatus,
+    IdempotentRequest,
+    Lease,
+    TakenOver,
+    WebhookReceipt,
+)
+from generation.provider import ErrorClass, Failure
+from worker import canvas
+
+logger = logging.getLogger(__name__)
+
+LIMIT = 200
+# A generation that so many deliveries have died of is given up.
+POISON_AFTER = 5
+POISON = "poison"
+RECONCILE_EVERY_S = 30.0
+# Twice the age at which a webhook is refused as stale.
+RECEIPTS_KEPT = timedelta(minutes=10)
+IDEMPOTENCY_KEPT = timedelta(hours=24)
+# Names the sweep among the advisory locks of the database.
+LOCK = 0x70696374
+
+
+def sweep() -> bool:
+    """Take every step once. `False`: another sweep is at it."""
+    with _alone() as alone:
+        if not alone:
+            return False
+        for step in STEPS:
+            try:
+                step()
+            except Exception:
+                logger.exception("sweep: %s failed", step.__name__)
+        return True
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[bool]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
+        (alone,) = cursor.fetchone()
+    try:
+        yield alone
+    finally:
+        # With the connection the lock is gone as well.
+        if alone and connection.connection is not None and not connection.connection.closed:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+
+
+def dispatch() -> None:
+    scheduling.follow_default_cap()
+    wake.dispatch_now()
+
+
+def take_over() -> None:
+    """Send messages for the leases that have run out; give up what keeps killing its worker."""
+    Lease.objects.adopt(LIMIT)
+    # Undone when the broker is away, so that they are taken over as soon as it is back.
+    with transaction.atomic():
+        taken = Lease.objects.take_over(LIMIT)
+        for one in taken:
+            if one.status not in (GenerationStatus.PROCESSING, GenerationStatus.DOWNLOADING):
+                continue
+            if one.crash_count < POISON_AFTER:
+                logger.warning(
+                    "generation %s: lease taken over, %d crashes",
+                    one.member.generation_id,
+                    one.crash_count,
+                )
+                canvas.publish(one.member)
+    for one in taken:
+        if one.status not in (GenerationStatus.PROCESSING, GenerationStatus.DOWNLOADING):
+            Lease.objects.end(one.member.generation_id)
+        elif one.crash_count >= POISON_AFTER:
+            _give_up(one)
+
+
+def _give_up(taken: TakenOver) -> None:
+    generation = Generation.objects.filter(pk=taken.member.generation_id).first()
+    if generation is None:
+        return
+    attempt = Attempt.objects.filter(
+        generation=generation,
+        number=generation.attempt_count,
+        outcome__in=(AttemptOutcome.OPEN, AttemptOutcome.SUCCEEDED),
+    ).first()
+    message = f"Its worker died {taken.crash_count} times while working on it."
+    failure = Failure(ErrorClass.INTERRUPTED, message)
+    if lifecycle.fail_generation(
+        generation=generation, attempt=attempt, failure=failure, code=POISON, outside_chain=True
+    ):
+        logger.error("generation %s: given up: %s", generation.pk, message)
+        Alert.objects.raise_(AlertCode.POISON, f"generation {generation.pk}", message)
+    else:
+        lifecycle.confirm_cancel(
+            generation=generation, attempt=attempt, result=failure, outside_chain=True
+        )
+
+
+def finalise() -> None:
+    stragglers = Batch.objects.ready_to_finalise().values_list("pk", flat=True)[:LIMIT]
+    for batch_id in stragglers:
+        lifecycle.finalise_batch(batch_id=batch_id)
+
+
+def remove_deleted() -> None:
+    lifecycle.remove_deleted(limit=LIMIT)
+
+
+def clean_files() -> None:
+    cleanup.clean_due(LIMIT)
+
+
+def forget() -> None:
+    """Drop what is kept for a time only."""
+    receipts = WebhookReceipt.objects.filter(received_at__lt=Now() - RECEIPTS_KEPT)
+    WebhookReceipt.objects.filter(
+        pk__in=receipts.order_by("received_at").values("pk")[: LIMIT * 10]
+    ).delete()
+    requests = IdempotentRequest.objects.filter(created_at__lt=Now() - IDEMPOTENCY_KEPT)
+    IdempotentRequest.objects.filter(
+        pk__in=requests.order_by("created_at").values("pk")[: LIMIT * 10]
+    ).delete()
+
+
+_reconciled_at_s = 0.0
+_lanes_after: int | None = None
+_batches_after: uuid.UUID | None = None
+
+
+def compare_counters() -> None:
+    """A page of lanes and one of batches, now and then; all of them in the course of time."""
+    global _reconciled_at_s, _lanes_after, _batches_after
+    if time.monotonic() - _reconciled_at_s < RECONCILE_EVERY_S:
+        return
+    _reconciled_at_s = time.monotonic()
+    _lanes_after = reconcile.reconcile_lanes(_lanes_after)
+    _batches_after = reconcile.reconcile_batches(_batches_after)
+
+
+STEPS: tuple[Callable[[], None], ...] = (
+    dispatch,
+    take_over,
+    finalise,
+    remove_deleted,
+    clean_files,
+    forget,
+    compare_counters,
+)
