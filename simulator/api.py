@@ -80,10 +80,8 @@ async def get_prediction(request: web.Request) -> web.StreamResponse:
         return problem(404)
     prediction.gets += 1
     rule = prediction.order.faults.get("get")
-    if rule is not None:
-        hits = rule.options["hits"]
-        if hits is None or prediction.gets <= hits:
-            return _refuse(rule.options["status"])
+    if rule is not None and rule.covers(prediction.gets):
+        return _refuse(rule.options["status"])
     return json_response(prediction.as_json(state.base_url(request), time.monotonic()))
 
 
@@ -93,13 +91,23 @@ async def cancel_prediction(request: web.Request) -> web.StreamResponse:
     prediction = state.predictions.get(request.match_info["id"])
     if prediction is None:
         return problem(404)
-    state.predictions.cancel(prediction)
+    prediction.cancels += 1
+    rule = prediction.order.faults.get("cancel")
+    if rule is None or not rule.covers(prediction.cancels):
+        state.predictions.cancel(prediction)
+    elif rule.kind == "cancel_status":
+        return _refuse(rule.options["status"])
+    elif rule.kind == "drop_cancel":
+        return cut_connection(request, reset=True)
     return json_response(prediction.as_json(state.base_url(request), time.monotonic()))
 
 
 async def list_predictions(request: web.Request) -> web.StreamResponse:
     """Answer `GET /v1/predictions`, newest first, in pages linked by cursors."""
     state, query = request.app[STATE], request.query
+    refusal = state.faults.list_refusal()
+    if refusal is not None:
+        return _refuse(refusal.options["status"])
     try:
         after_ns = parse_rfc3339(query["created_after"]) if "created_after" in query else 0
         before_ns = parse_rfc3339(query["created_before"]) if "created_before" in query else None
@@ -108,6 +116,8 @@ async def list_predictions(request: web.Request) -> web.StreamResponse:
         return problem(422, f"- {error}\n")
 
     def listed(prediction: Prediction) -> bool:
+        if "list" in prediction.order.faults:
+            return False
         created_ns = prediction.created_wall_ns
         return after_ns <= created_ns and (before_ns is None or created_ns < before_ns)
 

@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from simulator.state import STATE
+from simulator.webhooks import parse_replay
 from simulator.wire import json_response, problem
 
 
@@ -57,7 +58,8 @@ async def reset(request: web.Request) -> web.StreamResponse:
 
 async def get_ledger(request: web.Request) -> web.StreamResponse:
     """Answer `GET /_sim/ledger?prompt=<text the prompt contains>`."""
-    return json_response(request.app[STATE].ledger.charges_json(request.query.get("prompt", "")))
+    body = request.app[STATE].ledger.charges_json(request.query.get("prompt", ""))
+    return web.Response(body=body, content_type="application/json")
 
 
 async def get_stats(request: web.Request) -> web.StreamResponse:
@@ -68,7 +70,21 @@ async def get_stats(request: web.Request) -> web.StreamResponse:
 
 async def get_deliveries(request: web.Request) -> web.StreamResponse:
     """Answer `GET /_sim/webhooks`: every attempt to deliver a webhook."""
-    return json_response({"deliveries": list(request.app[STATE].webhooks.deliveries)})
+    return json_response({"deliveries": request.app[STATE].webhooks.deliveries_json()})
+
+
+async def replay_webhook(request: web.Request) -> web.StreamResponse:
+    """Answer `POST /_sim/webhooks/replay` with the status the receiver gave, or the error."""
+    webhooks = request.app[STATE].webhooks
+    try:
+        replay = parse_replay(await _read_object(request))
+    except ValueError as error:
+        return problem(400, str(error))
+    delivery = webhooks.last_sent(replay.webhook_id)
+    if delivery is None:
+        return problem(404, f"no webhook {replay.webhook_id!r} has been sent")
+    status, error_text = await webhooks.replay(delivery, replay)
+    return json_response({"status": status, "error": error_text})
 
 
 def add_routes(app: web.Application) -> None:
@@ -82,6 +98,7 @@ def add_routes(app: web.Application) -> None:
     app.router.add_get("/_sim/ledger", get_ledger)
     app.router.add_get("/_sim/stats", get_stats)
     app.router.add_get("/_sim/webhooks", get_deliveries)
+    app.router.add_post("/_sim/webhooks/replay", replay_webhook)
 
 
 async def _read_object(request: web.Request) -> dict[str, Any]:

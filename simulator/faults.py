@@ -3,13 +3,14 @@
 A rule has a `kind`, says which create requests it is for, and may have options of its kind.
 Kinds fall into groups; of each group the first rule that matches a create request applies to it.
 Rules of the group `create` are asked first, and decide alone when one applies, so that a refused
-request uses up no other rule.
+request uses up no other rule. Rules of the group `list request` are for requests that list
+predictions instead; those name no prompt and no model.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,10 +30,13 @@ class Kind:
 
 
 REFUSAL = "create"
+LIST_REFUSAL = "list request"
 INVALID_INPUT_TEXT = "ValueError: The prompt could not be encoded for this model."
 INTERRUPTED_TEXT = "Prediction interrupted; please retry (code: PA)"
 NSFW_TEXT = "NSFW content detected. Try running it again, or try a different prompt."
 OUT_OF_MEMORY_TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB"
+# Where clouds hand their credentials to whoever asks from the inside.
+METADATA_URL = "http://169.254.169.254/latest/meta-data/"
 
 KINDS: dict[str, Kind] = {
     # The create request is refused, or never answered; there is no prediction.
@@ -54,8 +58,18 @@ KINDS: dict[str, Kind] = {
     "short_output": Kind("output", {"count": None}),
     "empty_output": Kind("output", {"null": False}),
     "string_output": Kind("output"),
+    # The URLs name a server that is not this one.
+    "foreign_host": Kind("output", {"base_url": "https://files.example.net"}),
     # Reading the prediction fails, the first `hits` times or always.
     "get_status": Kind("get", {"status": 503, "hits": None}),
+    # Cancelling has no effect, the first `hits` times or always.
+    "cancel_status": Kind("cancel", {"status": 503, "hits": None}),
+    "drop_cancel": Kind("cancel", {"hits": None}),
+    "cancel_ignored": Kind("cancel"),
+    # The prediction can be read but is in no list.
+    "list_hidden": Kind("list"),
+    # The list itself is refused, the first `hits` times or always.
+    "list_status": Kind(LIST_REFUSAL, {"status": 503, "hits": None}),
     # Reading an output file goes wrong, the first `hits` times per file or always.
     "truncated_file": Kind("file", {"hits": None}),
     "wrong_type": Kind("file", {"hits": None}),
@@ -63,6 +77,11 @@ KINDS: dict[str, Kind] = {
     "file_status": Kind("file", {"status": 404, "hits": None}),
     "drop_file": Kind("file", {"hits": None}),
     "drip": Kind("file", {"seconds": 0.05, "hits": None}),
+    "file_redirect": Kind("file", {"location": METADATA_URL, "hits": None}),
+    "gzip_bomb": Kind("file", {"hits": None}),
+    "huge_png": Kind("file", {"hits": None}),
+    "polyglot": Kind("file", {"hits": None}),
+    "svg_script": Kind("file", {"hits": None}),
     # The data of the prediction is gone that long after completion.
     "expired": Kind("data", {"seconds": 0.0}),
     # Webhooks; `event` limits the fault to one event.
@@ -83,6 +102,8 @@ _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     "count": (int,),
     "null": (bool,),
     "hits": (int,),
+    "location": (str,),
+    "base_url": (str,),
     "event": (str,),
     "copies": (int,),
 }
@@ -129,6 +150,11 @@ class Rule:
             return False
         return self.times is None or self.applied < self.times
 
+    def covers(self, hit: int) -> bool:
+        """Tell whether the rule is for the `hit`-th request of its sort, counted from 1."""
+        hits = self.options.get("hits")
+        return hits is None or hit <= hits
+
     def concerns(self, event: str) -> bool:
         """Tell whether a webhook rule is for `event`."""
         return self.options.get("event") in (None, event)
@@ -162,7 +188,9 @@ class RuleBook:
         for key, value in spec.items():
             if key == "kind":
                 continue
-            if key not in _MATCH_TYPES and key not in options:
+            known = key in options or key in _MATCH_TYPES
+            about_creates = key in ("prompt", "model") and value is not None
+            if not known or (about_creates and kind.group == LIST_REFUSAL):
                 raise FaultError(f"{spec['kind']} takes no {key!r}")
             types = (_MATCH_TYPES | _OPTION_TYPES)[key]
             if value is not None and (not isinstance(value, types) or _is_stray_bool(value, types)):
@@ -186,19 +214,24 @@ class RuleBook:
 
     def refusal(self, model_id: str, prompt: str) -> Rule | None:
         """Return the rule that refuses this create request, or None."""
-        return self._pick(model_id, prompt, refusal=True).get(REFUSAL)
+        return self._pick(model_id, prompt, lambda group: group == REFUSAL).get(REFUSAL)
 
     def for_prediction(self, model_id: str, prompt: str) -> dict[str, Rule]:
         """Return the rules that apply to a prediction being created, by group."""
-        return self._pick(model_id, prompt, refusal=False)
+        return self._pick(model_id, prompt, lambda g: g not in (REFUSAL, LIST_REFUSAL))
 
-    def _pick(self, model_id: str, prompt: str, *, refusal: bool) -> dict[str, Rule]:
+    def list_refusal(self) -> Rule | None:
+        """Return the rule that refuses this request for a list, or None."""
+        return self._pick("", "", lambda group: group == LIST_REFUSAL).get(LIST_REFUSAL)
+
+    def _pick(self, model_id: str, prompt: str, is_asked: Callable[[str], bool]) -> dict[str, Rule]:
         picked: dict[str, Rule] = {}
         for rule in self._rules:
             group = KINDS[rule.kind].group
-            if (group == REFUSAL) is not refusal:
+            if not is_asked(group) or not rule.matches(model_id, prompt):
                 continue
-            if rule.matches(model_id, prompt) and group not in picked:
+            # Of a refused list the rule itself counts the hits: there is no prediction to do it.
+            if group not in picked and (group != LIST_REFUSAL or rule.covers(rule.seen)):
                 rule.applied += 1
                 picked[group] = rule
         return picked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
@@ -85,12 +86,33 @@ class CreateRequest:
         return entry
 
 
+@dataclass(slots=True)
+class Charge:
+    """A prediction whose run began.
+
+    encoded: its JSON once it has ended and changes no more, so that asking for thousands of
+    charges again and again holds up nothing.
+    """
+
+    prediction: Prediction
+    encoded: bytes | None = None
+
+    def as_json(self) -> bytes:
+        """Return the entry of the ledger."""
+        if self.encoded is not None:
+            return self.encoded
+        body = json.dumps(_charge_json(self.prediction)).encode()
+        if self.prediction.has_ended:
+            self.encoded = body
+        return body
+
+
 class Ledger:
     """The books. Details are kept for the last create requests only, counts for all."""
 
     def __init__(self) -> None:
         self._requests: deque[CreateRequest] = deque(maxlen=KEPT)
-        self._charged: deque[Prediction] = deque(maxlen=KEPT)
+        self._charged: deque[Charge] = deque(maxlen=KEPT)
         self._total = Tally()
         self._by_owner: defaultdict[str, Tally] = defaultdict(Tally)
         self._charges_by_status: Counter[str] = Counter()
@@ -116,7 +138,7 @@ class Ledger:
             for tally in tallies:
                 tally.in_flight.up()
         elif event == "start":
-            self._charged.append(prediction)
+            self._charged.append(Charge(prediction))
             for tally in tallies:
                 tally.charges += 1
                 tally.running.up()
@@ -129,7 +151,7 @@ class Ledger:
                 self._charges_by_status[prediction.status] += 1
                 self._usd_by_status[prediction.status] += prediction.charged_usd
 
-    def charges_json(self, prompt: str) -> dict[str, Any]:
+    def charges_json(self, prompt: str) -> bytes:
         """Return totals of all charges, and each charge whose prompt contains `prompt`."""
         by_status = {
             status: {"count": count, "charged_usd": round(self._usd_by_status[status], 9)}
@@ -137,12 +159,16 @@ class Ledger:
         }
         if self._total.running.now:
             by_status["processing"] = {"count": self._total.running.now, "charged_usd": 0.0}
-        return {
+        totals = {
             "count": self._total.charges,
             "charged_usd": round(sum(self._usd_by_status.values()), 9),
             "by_status": by_status,
-            "charges": [_charge_json(p) for p in self._charged if prompt in p.prompt],
         }
+        charges = (c.as_json() for c in self._charged if prompt in c.prediction.prompt)
+        # The object of the totals is left open, and closed after the charges.
+        return b"".join(
+            (json.dumps(totals).encode()[:-1], b', "charges": [', b", ".join(charges), b"]}")
+        )
 
     def stats_json(self, *, with_timeline: bool) -> dict[str, Any]:
         """Return counts overall and by owner, and every create request if asked for."""

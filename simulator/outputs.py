@@ -6,15 +6,23 @@ import asyncio
 import socket
 import struct
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 
+from simulator import hostile
 from simulator.faults import Rule
 from simulator.images import CONTENT_TYPES, render
 from simulator.predictions import Prediction
 from simulator.state import STATE
 from simulator.wire import html_page, problem
+
+# Files with PNG bytes, and the headers that go with them. The gzip comes unasked.
+_HOSTILE_PNGS: dict[str, tuple[Callable[[], bytes], dict[str, str]]] = {
+    "gzip_bomb": (hostile.gzip_bomb, {"Content-Encoding": "gzip"}),
+    "huge_png": (hostile.huge_png, {}),
+}
 
 # Drawing takes some milliseconds of processor time; two threads leave the event loop free
 # without taking all processors from whatever is measured beside the simulator.
@@ -44,21 +52,19 @@ async def get_output(request: web.Request) -> web.StreamResponse:
     names = prediction.image_names()
     if name not in names:
         return problem(404)
-    index = names.index(name)
-    body = await _draw(prediction, index)
-    content_type = CONTENT_TYPES[name.rpartition(".")[2]]
+    index, image_format = names.index(name), name.rpartition(".")[2]
     rule = prediction.order.faults.get("file")
     if rule is not None:
         prediction.file_hits[index] += 1
-        hits = rule.options["hits"]
-        if hits is None or prediction.file_hits[index] <= hits:
-            return await _spoil(request, rule, body, content_type)
-    return web.Response(body=body, content_type=content_type)
+        if rule.covers(prediction.file_hits[index]):
+            return await _spoil(request, rule, prediction, index, image_format)
+    body = await _draw(prediction, index, image_format)
+    return web.Response(body=body, content_type=CONTENT_TYPES[image_format])
 
 
-async def _draw(prediction: Prediction, index: int) -> bytes:
-    model, values = prediction.order.model, prediction.order.input
-    width_px, height_px = model.size_px(values)
+async def _draw(prediction: Prediction, index: int, image_format: str) -> bytes:
+    model = prediction.order.model
+    width_px, height_px = model.size_px(prediction.order.input)
     return await asyncio.get_running_loop().run_in_executor(
         _DRAWING,
         render,
@@ -67,17 +73,31 @@ async def _draw(prediction: Prediction, index: int) -> bytes:
         model.id,
         width_px,
         height_px,
-        model.image_format(values),
+        image_format,
     )
 
 
 async def _spoil(
-    request: web.Request, rule: Rule, body: bytes, content_type: str
+    request: web.Request, rule: Rule, prediction: Prediction, index: int, image_format: str
 ) -> web.StreamResponse:
-    half = body[: len(body) // 2]
     if rule.kind == "file_status":
         status = rule.options["status"]
         return html_page(status) if status >= 500 else problem(status)
+    if rule.kind == "file_redirect":
+        return web.Response(status=302, headers={"Location": rule.options["location"]})
+    if rule.kind == "svg_script":
+        return web.Response(body=hostile.SVG_SCRIPT, content_type=CONTENT_TYPES["svg"])
+    if rule.kind == "polyglot":
+        body = hostile.polyglot(await _draw(prediction, index, "jpg"))
+        return web.Response(body=body, content_type=CONTENT_TYPES["jpg"])
+    if rule.kind in _HOSTILE_PNGS:
+        make, headers = _HOSTILE_PNGS[rule.kind]
+        # Making one takes up to a second, the first time.
+        body = await asyncio.get_running_loop().run_in_executor(_DRAWING, make)
+        return web.Response(body=body, headers=headers, content_type=CONTENT_TYPES["png"])
+
+    body, content_type = await _draw(prediction, index, image_format), CONTENT_TYPES[image_format]
+    half = body[: len(body) // 2]
     if rule.kind == "truncated_file":
         return web.Response(body=half, content_type=content_type)
     if rule.kind == "wrong_type":

@@ -75,6 +75,7 @@ class Prediction:
     image_count: int = 0
     error: str | None = None
     gets: int = 0
+    cancels: int = 0
     file_hits: Counter[int] = field(default_factory=Counter)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
@@ -173,6 +174,9 @@ class Prediction:
         return f"Using seed: {self.seed}\n" + "\n".join(lines)
 
     def _output_urls(self, base_url: str) -> list[str] | str | None:
+        fault = self.order.faults.get("output")
+        if fault is not None and fault.kind == "foreign_host":
+            base_url = fault.options["base_url"]
         prefix = f"{base_url}/files/out/{self.id}/"
         if isinstance(self.output, list):
             return [prefix + name for name in self.output]

@@ -12,7 +12,7 @@ import hmac
 import json
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ SECRET_PREFIX = "whsec_"
 ATTEMPTS = 7
 KEPT_DELIVERIES = 20_000
 WRONG_KEY = b"not the key of this account"
+
+_REPLAY_TYPES: dict[str, type] = {"webhook_id": str, "timestamp": int, "body_suffix": str}
 
 
 def make_secret(seed: int) -> str:
@@ -68,6 +70,68 @@ class Message:
     wrong_key: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One attempt to deliver a message, or, with `attempt` 0, a message that was dropped.
+
+    at: seconds since 1970 when it was over. signed_at: the `webhook-timestamp` sent, in whole
+    seconds, and signature the header beside it; None when nothing was sent. status: what the
+    receiver answered, or None and an `error`.
+    """
+
+    message: Message
+    attempt: int
+    at: float
+    signed_at: int | None
+    signature: str | None
+    status: int | None
+    error: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry of the list of deliveries; the body is left out for its size."""
+        return {
+            "prediction_id": self.message.prediction_id,
+            "webhook_id": self.message.webhook_id,
+            "event": self.message.event,
+            "attempt": self.attempt,
+            "url": self.message.url,
+            "at": self.at,
+            "timestamp": self.signed_at,
+            "signature": self.signature,
+            "status": self.status,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A wish to send a webhook once more.
+
+    timestamp: sign anew for this time, in seconds since 1970; None keeps the original time and
+    signature. body_suffix: text put after the body once it is signed.
+    """
+
+    webhook_id: str
+    timestamp: int | None = None
+    body_suffix: str = ""
+
+
+def parse_replay(spec: Mapping[str, Any]) -> Replay:
+    """Read the JSON body of `POST /_sim/webhooks/replay`.
+
+    Raises:
+        ValueError: when a key is missing or unknown or a value has the wrong type.
+    """
+    for key, value in spec.items():
+        if key not in _REPLAY_TYPES:
+            raise ValueError(f"a replay takes no {key!r}")
+        if type(value) is not _REPLAY_TYPES[key]:
+            raise ValueError(f"{key} must be {_REPLAY_TYPES[key].__name__}")
+    if "webhook_id" not in spec:
+        raise ValueError("webhook_id is missing")
+    return Replay(**spec)
+
+
 class Webhooks:
     """Deliver the events of each prediction in order, those of different ones side by side."""
 
@@ -78,7 +142,7 @@ class Webhooks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._queues: dict[str, deque[Message]] = {}
         self._held_back: dict[str, list[Message]] = {}
-        self.deliveries: deque[dict[str, Any]] = deque(maxlen=KEPT_DELIVERIES)
+        self._deliveries: deque[Delivery] = deque(maxlen=KEPT_DELIVERIES)
 
     def note(self, prediction: Prediction, event: str) -> None:
         """Send `event` if the prediction has a webhook that asks for it."""
@@ -98,7 +162,7 @@ class Webhooks:
         )
         drop = faults.get("webhook_drop")
         if drop is not None and drop.concerns(event):
-            self._record(message, 0, error="dropped")
+            self._deliveries.append(Delivery(message, 0, time.time(), None, None, None, "dropped"))
             return
         messages = [message]
         duplicate = faults.get("webhook_duplicate")
@@ -115,6 +179,30 @@ class Webhooks:
                 return
             messages += reversed(self._held_back.pop(prediction.id))
         self._enqueue(prediction.id, messages)
+
+    def deliveries_json(self) -> list[dict[str, Any]]:
+        """Return the last attempts, oldest first."""
+        return [delivery.as_json() for delivery in self._deliveries]
+
+    def last_sent(self, webhook_id: str) -> Delivery | None:
+        """Return the last attempt at this message, or None when there was none."""
+        for delivery in reversed(self._deliveries):
+            if delivery.message.webhook_id == webhook_id and delivery.signature is not None:
+                return delivery
+        return None
+
+    async def replay(self, delivery: Delivery, wish: Replay) -> tuple[int | None, str | None]:
+        """Send a delivery again as `wish` says; return the answer's status, or None and an error.
+
+        It is not the API that sends it, so it does not become a delivery itself.
+        """
+        message = delivery.message
+        if wish.timestamp is None:
+            signed_at, signature = delivery.signed_at, delivery.signature
+        else:
+            signed_at, signature = wish.timestamp, self._sign(message, wish.timestamp)
+        body = message.body + wish.body_suffix.encode("utf-8", "replace")
+        return await self._post(message, body, f"{signed_at}", f"{signature}")
 
     async def close(self) -> None:
         """Stop sending; what is not delivered is lost."""
@@ -155,48 +243,39 @@ class Webhooks:
                 await asyncio.sleep(self._settings.webhook_retry_base_seconds * 2 ** (attempt - 1))
 
     async def _attempt(self, message: Message, attempt: int) -> bool:
-        timestamp = int(time.time())
+        signed_at = int(time.time())
+        signature = self._sign(message, signed_at)
+        status, error = await self._post(message, message.body, f"{signed_at}", signature)
+        self._deliveries.append(
+            Delivery(message, attempt, time.time(), signed_at, signature, status, error)
+        )
+        # A redirect is not followed and is not a failure worth a retry either.
+        return status is not None and status < 400
+
+    def _sign(self, message: Message, timestamp: int) -> str:
         key = WRONG_KEY if message.wrong_key else self._key
+        return sign(key, message.webhook_id, timestamp, message.body)
+
+    async def _post(
+        self, message: Message, body: bytes, timestamp: str, signature: str
+    ) -> tuple[int | None, str | None]:
+        """Return the status of the answer, or None and why there was none."""
         headers = {
             "Content-Type": "application/json",
             "webhook-id": message.webhook_id,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": sign(key, message.webhook_id, timestamp, message.body),
+            "webhook-timestamp": timestamp,
+            "webhook-signature": signature,
         }
         if self._session is None:
             self._session = aiohttp.ClientSession(trust_env=False)
         timeout = aiohttp.ClientTimeout(total=self._settings.webhook_timeout_seconds)
         try:
             async with self._session.post(
-                message.url,
-                data=message.body,
-                headers=headers,
-                allow_redirects=False,
-                timeout=timeout,
+                message.url, data=body, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
-                status = response.status
+                return response.status, None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            self._record(message, attempt, error=f"{type(error).__name__}: {error}")
-            return False
-        self._record(message, attempt, status=status)
-        # A redirect is not followed and is not a failure worth a retry either.
-        return status < 400
-
-    def _record(
-        self, message: Message, attempt: int, *, status: int | None = None, error: str | None = None
-    ) -> None:
-        self.deliveries.append(
-            {
-                "prediction_id": message.prediction_id,
-                "webhook_id": message.webhook_id,
-                "event": message.event,
-                "attempt": attempt,
-                "url": message.url,
-                "at": time.time(),
-                "status": status,
-                "error": error,
-            }
-        )
+            return None, f"{type(error).__name__}: {error}"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -91,6 +91,9 @@ def test_rules_can_be_read_with_their_counts_and_removed(sim: Simulator) -> None
         {"kind": "slow", "seconds": "long"},
         {"kind": "fail", "times": True},
         {"kind": "webhook_drop", "event": "end"},
+        {"kind": "list_status", "prompt": "cat"},
+        {"kind": "cancel_ignored", "hits": 1},
+        {"kind": "file_redirect", "location": 5},
     ],
 )
 def test_rules_that_make_no_sense_are_refused(sim: Simulator, rule: dict[str, Any]) -> None:
@@ -275,6 +278,85 @@ def test_reading_a_prediction_can_fail(sim: Simulator) -> None:
     created = sim.created()
     path = f"/v1/predictions/{created['id']}"
     assert [sim.request("GET", path).status_code for _ in range(3)] == [500, 500, 200]
+
+
+def cancel(sim: Simulator, created: dict[str, Any]) -> requests.Response:
+    """Ask for a prediction to be cancelled."""
+    return sim.request("POST", created["urls"]["cancel"])
+
+
+def test_a_cancel_can_be_refused_without_effect(sim: Simulator) -> None:
+    sim.fault("hang")
+    sim.fault("cancel_status", status=500, hits=2)
+    one, other = sim.created(), sim.created()
+    sim.reached(one["id"], "processing")
+    assert [cancel(sim, one).status_code for _ in range(2)] == [500, 500]
+    assert sim.get(one["id"])["status"] == "processing"
+    assert cancel(sim, one).json()["status"] == "canceled"
+    assert cancel(sim, other).status_code == 500
+
+
+def test_a_cancel_can_be_refused_always(sim: Simulator) -> None:
+    sim.configure(queue_seconds=60)
+    sim.fault("cancel_status", prompt="stuck")
+    stuck, other = sim.created(input={"prompt": "stuck"}), sim.created()
+    assert [cancel(sim, stuck).status_code for _ in range(5)] == [503] * 5
+    assert cancel(sim, other).json()["status"] == "canceled"
+
+
+def test_a_cancel_can_lose_its_connection_without_effect(sim: Simulator) -> None:
+    sim.configure(queue_seconds=60)
+    sim.fault("drop_cancel", hits=1)
+    created = sim.created()
+    with pytest.raises(requests.ConnectionError):
+        cancel(sim, created)
+    assert sim.get(created["id"])["status"] == "starting"
+    assert cancel(sim, created).json()["status"] == "canceled"
+
+
+def test_a_cancel_can_be_accepted_and_ignored(sim: Simulator) -> None:
+    sim.fault("cancel_ignored")
+    sim.configure(run_seconds=0.2)
+    created = sim.created()
+    sim.reached(created["id"], "processing")
+    response = cancel(sim, created)
+    assert (response.status_code, response.json()["status"]) == (200, "processing")
+    assert sim.ended(created["id"])["status"] == "succeeded"
+
+
+def listing(sim: Simulator) -> requests.Response:
+    """Ask for the first page of predictions."""
+    return sim.request("GET", "/v1/predictions")
+
+
+def test_a_prediction_can_be_missing_from_lists(sim: Simulator) -> None:
+    sim.fault("list_hidden", prompt="lost")
+    lost, found = sim.created(input={"prompt": "lost"}), sim.created()
+    assert [listed["id"] for listed in listing(sim).json()["results"]] == [found["id"]]
+    assert sim.ended(lost["id"])["status"] == "succeeded"
+    assert sim.ledger(prompt="lost")["charges"][0]["prediction_id"] == lost["id"]
+
+
+def test_the_first_lists_can_be_refused(sim: Simulator) -> None:
+    rule = sim.fault("list_status", status=500, hits=2)
+    sim.created()
+    assert [listing(sim).status_code for _ in range(4)] == [500, 500, 200, 200]
+    (now,) = sim.request("GET", "/_sim/faults").json()["faults"]
+    assert now == {**rule, "seen": 4, "applied": 2}
+
+
+def test_lists_can_be_refused_until_the_rules_are_removed(sim: Simulator) -> None:
+    sim.fault("list_status")
+    assert [listing(sim).status_code for _ in range(3)] == [503] * 3
+    sim.request("DELETE", "/_sim/faults")
+    assert listing(sim).status_code == 200
+
+
+def test_the_nth_list_can_be_refused_and_no_rule_for_creates_is_used_up(sim: Simulator) -> None:
+    sim.fault("list_status", status=429, nth=2)
+    sim.fault("fail", nth=1)
+    assert [listing(sim).status_code for _ in range(3)] == [200, 429, 200]
+    assert outcome(sim)["status"] == "failed"
 
 
 def test_a_connection_dropped_before_creates_nothing(sim: Simulator) -> None:

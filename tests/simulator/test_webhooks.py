@@ -10,6 +10,8 @@ import time
 from itertools import pairwise
 from typing import Any
 
+import pytest
+
 from simulator.webhooks import secret_key, sign
 from tests.simulator.support import Received, Receiver, Simulator, eventually, running_simulator
 
@@ -208,6 +210,108 @@ def test_a_webhook_can_have_a_bad_signature(sim: Simulator, receiver: Receiver) 
     forged, true = receiver.wait_for(2)
     assert not is_signed(forged, secret_of(sim))
     assert is_signed(true, secret_of(sim))
+
+
+def sent_once(sim: Simulator, receiver: Receiver) -> tuple[Received, str]:
+    """Have one webhook sent and recorded; return it and its identifier."""
+    sim.created(webhook=receiver.url, webhook_events_filter=["completed"])
+    (webhook,) = receiver.wait_for(1)
+    attempts_made(sim, 1)
+    return webhook, webhook.headers["webhook-id"]
+
+
+def replay(sim: Simulator, **body: Any) -> dict[str, Any]:
+    """Have a webhook sent again and return what came of it."""
+    response = sim.request("POST", "/_sim/webhooks/replay", json=body)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def test_a_delivery_tells_its_time_and_signature(sim: Simulator, receiver: Receiver) -> None:
+    webhook, _ = sent_once(sim, receiver)
+    (delivery,) = deliveries(sim)
+    assert str(delivery["timestamp"]) == webhook.headers["webhook-timestamp"]
+    assert delivery["signature"] == webhook.headers["webhook-signature"]
+    assert "body" not in delivery
+
+
+def test_a_webhook_can_be_replayed_to_the_letter(sim: Simulator, receiver: Receiver) -> None:
+    original, webhook_id = sent_once(sim, receiver)
+    receiver.statuses = [409]
+    assert replay(sim, webhook_id=webhook_id) == {"status": 409, "error": None}
+    (_, again) = receiver.wait_for(2)
+    assert (again.body, again.path) == (original.body, original.path)
+    signed = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    assert [again.headers[name] for name in signed] == [original.headers[name] for name in signed]
+    assert len(deliveries(sim)) == 1
+
+
+def test_a_retried_webhook_is_replayed_as_last_sent(sim: Simulator, receiver: Receiver) -> None:
+    receiver.statuses = [500]
+    sim.configure(webhook_retry_base_seconds=1.1)
+    sim.created(webhook=receiver.url, webhook_events_filter=["completed"])
+    first, last = receiver.wait_for(2)
+    attempts_made(sim, 2)
+    replay(sim, webhook_id=first.headers["webhook-id"])
+    again = receiver.wait_for(3)[2]
+    assert first.headers["webhook-timestamp"] != last.headers["webhook-timestamp"]
+    assert again.headers["webhook-timestamp"] == last.headers["webhook-timestamp"]
+
+
+def test_a_replay_can_be_signed_for_another_time(sim: Simulator, receiver: Receiver) -> None:
+    original, webhook_id = sent_once(sim, receiver)
+    replay(sim, webhook_id=webhook_id, timestamp=1_700_000_000)
+    stale = receiver.wait_for(2)[1]
+    assert stale.headers["webhook-timestamp"] == "1700000000"
+    assert stale.body == original.body
+    assert is_signed(stale, secret_of(sim))
+
+
+def test_a_replay_can_be_forged_after_signing(sim: Simulator, receiver: Receiver) -> None:
+    original, webhook_id = sent_once(sim, receiver)
+    now_s = int(time.time())
+    replay(sim, webhook_id=webhook_id, body_suffix=" é")
+    replay(sim, webhook_id=webhook_id, body_suffix=" ", timestamp=now_s)
+    kept, signed_anew = receiver.wait_for(3)[1:]
+    assert kept.body == original.body + " é".encode()
+    assert kept.headers["webhook-signature"] == original.headers["webhook-signature"]
+    assert signed_anew.headers["webhook-timestamp"] == str(now_s)
+    assert not is_signed(kept, secret_of(sim))
+    assert not is_signed(signed_anew, secret_of(sim))
+
+
+def test_a_replay_nobody_answers_tells_why(sim: Simulator) -> None:
+    gone = Receiver()
+    _, webhook_id = sent_once(sim, gone)
+    gone.close()
+    answer = replay(sim, webhook_id=webhook_id)
+    assert answer["status"] is None
+    assert "ConnectorError" in answer["error"]
+
+
+def test_what_was_not_sent_cannot_be_replayed(sim: Simulator, receiver: Receiver) -> None:
+    sim.fault("webhook_drop")
+    sim.created(webhook=receiver.url, webhook_events_filter=["completed"])
+    (dropped,) = attempts_made(sim, 1)
+    for webhook_id in (dropped["webhook_id"], "msg_unknown"):
+        response = sim.request("POST", "/_sim/webhooks/replay", json={"webhook_id": webhook_id})
+        assert response.status_code == 404
+    assert receiver.received == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"webhook_id": 5},
+        {"webhook_id": "msg_x", "timestamp": "now"},
+        {"webhook_id": "msg_x", "timestamp": True},
+        {"webhook_id": "msg_x", "body_suffix": 5},
+        {"webhook_id": "msg_x", "signature": "v1,x"},
+    ],
+)
+def test_a_replay_that_makes_no_sense_is_refused(sim: Simulator, body: dict[str, Any]) -> None:
+    assert sim.request("POST", "/_sim/webhooks/replay", json=body).status_code == 400
 
 
 def test_the_secret_can_be_given_or_follows_from_the_seed(receiver: Receiver) -> None:
