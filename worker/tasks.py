@@ -246,7 +246,7 @@ def _generate(task: Task, work: AtWork) -> Outcome:
             lifecycle.record_lost_answer(attempt=attempt, failure=answer)
             _look_again(task, work, FIND_EVERY_S)
     elif attempt.provider_id is None:
-        return _find(task, provider, work, attempt)
+        return _find(task, provider, work, attempt, left_s)
     elif attempt.report is not None and (report := provider.read(attempt.report)):
         answer = report
     else:
@@ -361,8 +361,6 @@ FIND_EVERY_S = 1.0
 LISTED_WITHIN_S = 2.0
 # How far the provider's clock may be from ours.
 CLOCKS_DIFFER = timedelta(seconds=60)
-# After that long it stays unknown.
-FIND_FOR_S = 90.0
 
 
 def submit_timeout_s() -> float:
@@ -398,11 +396,12 @@ def _submit(
     )
 
 
-def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt) -> Outcome:
+def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s: float) -> Outcome:
     """Find out what became of a submission whose answer was never heard.
 
     Either its prediction is found and followed, or it is certain that there is none and the
-    generation goes back in line, or in the end nobody can tell. It is never sent again blindly.
+    generation goes back in line, or at the deadline nobody can tell. It is never sent again
+    blindly.
     """
     generation = work.generation
     is_over = work.attempted_s > submit_timeout_s() + FIND_EVERY_S
@@ -413,8 +412,9 @@ def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt) -> Out
     found = provider.find(_request(generation, attempt), since=since, until=until)
     if isinstance(found, Failure):
         logger.warning("generation %s: cannot look it up: %s", generation.pk, found.message)
-        if work.attempted_s < FIND_FOR_S and found.error_class != ErrorClass.UNKNOWN:
-            _look_again(task, work, FIND_EVERY_S)
+        # The provider may be working on it until then, and may still report.
+        if left_s > 0:
+            _look_again(task, work, max(FIND_EVERY_S, work.attempted_s / 10))
         return _give_up(task, work, attempt)
     known = set(Attempt.objects.known_ids(attempt.provider, [one.id for one in found]))
     unclaimed = [one for one in reversed(found) if one.id not in known]
