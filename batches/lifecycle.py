@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Coalesce, Now
 
@@ -336,15 +336,22 @@ class Report(NamedTuple):
 def record_report(
     *, provider: str, callback_token: uuid.UUID, delivery_id: str, prediction: Prediction, body: Any
 ) -> Report:
-    """Take in what a provider's webhook tells, once for each delivery."""
-    with transaction.atomic():
-        attempt = (
-            Attempt.objects.select_for_update()
-            .filter(callback_token=callback_token, provider=provider)
-            .only("generation_id", "provider_id", "outcome", "report")
-            .first()
-        )
-        if attempt is None or attempt.provider_id not in (None, prediction.id):
+    """Take in what a provider's webhook tells, once for each delivery.
+
+    It is about the attempt that has the prediction, if one has: of submissions that cannot be
+    told apart, each may have found the other's. Else about the one that the token names.
+    """
+    with contextlib.suppress(IntegrityError), transaction.atomic():
+        named = Q(callback_token=callback_token)
+        attempts = {
+            attempt.provider_id: attempt
+            for attempt in Attempt.objects.select_for_update()
+            .filter(named | Q(provider_id=prediction.id), provider=provider)
+            .only("generation_id", "provider_id", "callback_token", "outcome", "report")
+        }
+        is_ours = any(one.callback_token == callback_token for one in attempts.values())
+        attempt = attempts.get(prediction.id) or attempts.get(None)
+        if not is_ours or attempt is None:
             return Report(is_known=False)
         _, is_new = WebhookReceipt.objects.get_or_create(provider=provider, webhook_id=delivery_id)
         if not is_new:
@@ -358,6 +365,7 @@ def record_report(
         if fields:
             Attempt.objects.filter(pk=attempt.pk).update(**fields)
         return Report(True, attempt.generation_id if "report" in fields else None)
+    return Report(is_known=False)  # at this moment somebody else has found it for another attempt
 
 
 def _end_attempt(attempt: Attempt, failure: Failure, *, unanswered: bool) -> bool:
@@ -838,7 +846,7 @@ def _change_settings(
         if (plan := plans.get(generation_id)) is None:
             continue
         generation = Generation.objects.only("settings", "input").get(pk=generation_id)
-        Attempt.objects.filter(generation=generation_id, input=None).update(
+        Attempt.objects.filter(generation=generation_id, input__isnull=True).update(
             settings=generation.settings, input=generation.input
         )
         Generation.objects.filter(pk=generation_id).update(
