@@ -535,3 +535,370 @@ def test_the_usual_time_is_the_median_of_the_latest_and_the_catalogues_before_th
         run(member)
         fetch(generation)
     assert looks.usual_s("black-forest-labs/flux-schnell") == 2.0
+
+
+# --- Turns --------------------------------------------------------------------------------------
+
+
+def test_of_two_copies_of_a_message_one_is_worked_on(provider):
+    _, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member, turn=0)
+    with pytest.raises(Ignore):
+        run(member, turn=0)
+    assert len(provider.submitted) == 1
+    assert provider.fetched == []
+
+
+def test_a_message_of_before_there_were_turns_still_works(provider):
+    generation, member = start()
+    provider.answers = [running(), succeeded()]
+    for _ in range(2):
+        try:
+            tasks.generate.run(str(member.generation_id), str(member.lease_id))
+        except Retry:
+            continue
+    assert Generation.objects.get().status == "downloading"
+    assert tasks.download.run("downloading", str(generation.pk)) == "completed"
+
+
+def test_a_copy_of_a_download_message_is_not_worked_on(provider):
+    generation, member = start()
+    provider.answers = [succeeded()]
+    run(member)
+    lease = Lease.objects.get()
+    outcome = {"status": "downloading", "turn": lease.turn}
+    work = Generation.objects.take_turn(
+        str(generation.pk), str(lease.pk), lease.turn, holds_slot=False
+    )
+    assert work is not None
+    with pytest.raises(Ignore):
+        tasks.download.run(outcome, str(generation.pk), str(lease.pk))
+    assert Image.objects.count() == 0
+    assert fetch(generation) == "completed"
+
+
+def test_an_overtaken_download_keeps_its_hands_off_the_others_files(provider, monkeypatch):
+    generation, member = start()
+    provider.answers = [succeeded()]
+    run(member)
+    store = tasks._fetch
+
+    def slow(*args):
+        image = store(*args)
+        if not Image.objects.exists():
+            monkeypatch.setattr(tasks, "_fetch", store)
+            # Its lease runs out, and another delivery does the work.
+            assert fetch(generation) == "completed"
+        return image
+
+    monkeypatch.setattr(tasks, "_fetch", slow)
+    assert fetch(generation) == "completed"
+    image = Image.objects.get()
+    assert image.file.storage.exists(image.file.name)
+
+
+# --- A submission whose answer is missing -------------------------------------------------------
+
+
+def lose_the_answer(provider, member):
+    provider.answers = [Failure(ErrorClass.TIMEOUT_UNKNOWN, "no answer")]
+    with pytest.raises(Retry):
+        run(member)
+
+
+def pass_time(seconds):
+    Attempt.objects.update(created_at=Now() - timedelta(seconds=seconds))
+
+
+LONG_ENOUGH_S = tasks.MAX_SUBMIT_S + tasks.LISTED_WITHIN_S + 1
+
+
+def test_a_prediction_whose_id_was_not_heard_is_found_and_followed(provider):
+    generation, member = start()
+    lose_the_answer(provider, member)
+    attempt = Attempt.objects.get()
+    assert (attempt.outcome, attempt.error_class) == ("open", "timeout_unknown")
+    provider.answers = [(running("found"),)]
+    with pytest.raises(Retry):
+        run(member)
+    request, since, until = provider.searched[0]
+    assert request.input == generation.input
+    assert since < attempt.created_at < until
+    provider.answers = [succeeded()]
+    assert run(member) == "downloading"
+    assert provider.fetched == ["found"]
+    attempt.refresh_from_db()
+    assert (attempt.provider_id, attempt.outcome, attempt.error_class) == ("p1", "succeeded", "")
+    assert len(provider.submitted) == 1
+
+
+def test_a_submission_that_certainly_never_arrived_is_made_again(provider):
+    generation, member = start()
+    lose_the_answer(provider, member)
+    provider.answers = [()]
+    with pytest.raises(Retry):  # it may still be listed
+        run(member)
+    pass_time(LONG_ENOUGH_S)
+    provider.answers = [()]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert (generation.status, generation.retry_count) == ("queued", 1)
+    Generation.objects.update(not_before=Now() - timedelta(seconds=1))
+    (again,) = admit().admitted
+    provider.answers = [running("p2")]
+    with pytest.raises(Retry):
+        run(again)
+    assert len(provider.submitted) == Attempt.objects.count() == 2
+    assert Attempt.objects.filter(provider_id__isnull=False).count() == 1
+
+
+def test_a_submission_that_never_arrives_is_given_up_in_the_end(provider):
+    generation, member = start()
+    lose_the_answer(provider, member)
+    pass_time(LONG_ENOUGH_S)
+    Generation.objects.update(retry_count=ALL_DELAYS)
+    provider.answers = [()]
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert generation.error_code == "interrupted"
+
+
+@pytest.mark.parametrize("error_class", [ErrorClass.PROVIDER_UNAVAILABLE, ErrorClass.UNKNOWN])
+def test_what_nobody_can_tell_stays_unknown_and_holds_its_slot_until_the_deadline(
+    provider, error_class
+):
+    generation, member = start()
+    lose_the_answer(provider, member)
+    pass_time(LONG_ENOUGH_S)
+    provider.answers = [Failure(error_class, "no list")] * 2
+    with pytest.raises(Retry):
+        run(member)
+    assert Lease.objects.get().holds_slot
+    Generation.objects.update(started_at=Now() - timedelta(seconds=601))
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert generation.error_code == "submission_unknown"
+    assert generation.attempts.get().outcome == "submission_unknown"
+    assert len(provider.submitted) == 1
+
+
+def test_nobody_looks_for_a_submission_whose_answer_may_still_come(provider):
+    _, member = start()
+    tasks.lifecycle.begin_attempt(generation=Generation.objects.get())
+    with pytest.raises(Retry):
+        run(member)
+    assert provider.searched == provider.submitted == []
+    pass_time(LONG_ENOUGH_S)
+    provider.answers = [(running("found"),)]
+    with pytest.raises(Retry):
+        run(member)
+    assert Attempt.objects.get().provider_id == "found"
+
+
+def test_of_two_lost_submissions_of_the_same_input_each_finds_one(provider):
+    members = [start()[1] for _ in range(2)]
+    for member in members:
+        lose_the_answer(provider, member)
+    pass_time(LONG_ENOUGH_S)
+    for member in members:
+        provider.answers = [(running("second"), running("first"))]
+        with pytest.raises(Retry):
+            run(member)
+    assert set(Attempt.objects.values_list("provider_id", flat=True)) == {"first", "second"}
+
+
+def test_the_prediction_of_a_submission_under_way_is_not_taken_from_it(provider):
+    _, lost = start()
+    lose_the_answer(provider, lost)
+    pass_time(LONG_ENOUGH_S)
+    other, _ = start()
+    tasks.lifecycle.begin_attempt(generation=Generation.objects.get(pk=other.pk))
+    provider.answers = [(running("of the other"),)]
+    with pytest.raises(Retry):
+        run(lost)
+    assert not Attempt.objects.filter(provider_id__isnull=False).exists()
+
+
+def test_a_submission_that_was_given_up_and_is_answered_in_that_moment_is_followed(
+    provider, monkeypatch
+):
+    _, member = start()
+    lose_the_answer(provider, member)
+    pass_time(LONG_ENOUGH_S)
+
+    def meanwhile(request, *, since, until):
+        tasks.lifecycle.record_submission(attempt=Attempt.objects.get(), prediction=running("late"))
+        return ()
+
+    monkeypatch.setattr(provider, "find", meanwhile)
+    with pytest.raises(Retry):
+        run(member)
+    assert Generation.objects.get().status == "processing"
+    assert Attempt.objects.get().outcome == "open"
+
+
+def test_a_process_that_was_held_up_for_a_lease_does_not_submit_any_more(provider, monkeypatch):
+    _, member = start()
+    begin = tasks.lifecycle.begin_attempt
+    clock = tasks.time.monotonic
+
+    def stopped(**kwargs):
+        monkeypatch.setattr(tasks.time, "monotonic", lambda: clock() + 100)
+        return begin(**kwargs)
+
+    monkeypatch.setattr(tasks.lifecycle, "begin_attempt", stopped)
+    with pytest.raises(Retry):
+        run(member)
+    assert provider.submitted == []
+    assert Attempt.objects.get().error_class == "timeout_unknown"
+
+
+# --- Webhooks and cancels -----------------------------------------------------------------------
+
+
+def test_a_report_is_as_good_as_a_look(provider):
+    _, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    Attempt.objects.update(report={"total_s": 1.5})
+    assert run(member) == "downloading"
+    assert provider.fetched == []
+    attempt = Attempt.objects.get()
+    assert (attempt.total_s, attempt.report) == (1.5, None)
+
+
+def test_the_provider_is_told_where_to_report(provider, settings):
+    settings.CALLBACK_URL = "https://picture.example"
+    _, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    token = Attempt.objects.get().callback_token
+    assert provider.submitted[0].webhook_url == (f"https://picture.example/hooks/scripted/{token}/")
+
+
+def test_a_look_is_later_when_the_provider_reports_by_itself(settings, provider, retries):
+    waits = []
+    for url in ("", "https://picture.example"):
+        settings.CALLBACK_URL = url
+        _, member = start()
+        provider.answers = [running(f"p{url}")]
+        with pytest.raises(Retry):
+            run(member)
+        waits.append(retries[-1])
+    assert waits[1] >= waits[0] + looks.MIN_FALLBACK_S * 0.9
+    assert waits[1] <= settings.LEASE_SECONDS / 3
+
+
+def test_a_running_generation_is_cancelled_at_the_provider_first(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    assert tasks.lifecycle.cancel_generation(generation=generation)
+    provider.answers = [running(), failed(ErrorClass.CANCELED)]
+    with pytest.raises(Retry):
+        run(member)
+    assert Lease.objects.get().holds_slot
+    assert run(member) == "cancelled"
+    generation.refresh_from_db()
+    assert (generation.status, generation.error_code) == ("cancelled", "")
+    assert provider.cancelled == ["p1", "p1"]
+    assert not Lease.objects.exists()
+
+
+def test_a_cancel_before_the_submission_makes_none(provider):
+    generation, member = start()
+    tasks.lifecycle.cancel_generation(generation=generation)
+    assert run(member) == "cancelled"
+    assert provider.submitted == []
+    assert not Attempt.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "answer", [succeeded(), failed(ErrorClass.INTERRUPTED), failed(ErrorClass.CONTENT_POLICY)]
+)
+def test_whatever_comes_of_cancelled_work_it_ends_cancelled(provider, answer):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    tasks.lifecycle.cancel_generation(generation=generation)
+    provider.answers = [answer]
+    assert run(member) == "cancelled"
+    assert Image.objects.count() == 0
+
+
+def test_a_cancel_while_the_submission_is_under_way_is_kept(provider, monkeypatch):
+    generation, member = start()
+    submit = provider.submit
+
+    def meanwhile(request):
+        tasks.lifecycle.cancel_generation(generation=generation)
+        return submit(request)
+
+    monkeypatch.setattr(provider, "submit", meanwhile)
+    provider.answers = [Failure(ErrorClass.PROVIDER_UNAVAILABLE, "502")]
+    assert run(member) == "cancelled"
+    generation.refresh_from_db()
+    assert generation.status == "cancelled"
+
+
+def test_work_that_the_provider_has_never_heard_of_is_cancelled_at_once(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    tasks.lifecycle.cancel_generation(generation=generation)
+    provider.answers = [Failure(ErrorClass.NOT_FOUND, "no such prediction")]
+    assert run(member) == "cancelled"
+
+
+# --- A provider that is away --------------------------------------------------------------------
+
+
+def test_an_outage_opens_the_circuit_and_then_burns_nothing(provider):
+    for _ in range(4):
+        make_generation(provider="scripted")
+    away = Failure(ErrorClass.PROVIDER_UNAVAILABLE, "connection refused")
+    for _ in range(3):
+        Generation.objects.filter(not_before__isnull=False).update(not_before=Now())
+        for member in admit().admitted:
+            provider.answers = [away]
+            with pytest.raises(Ignore):
+                run(member)
+    pool = Pool.objects.get(name="scripted")
+    assert pool.failure_count >= 5
+    assert admit().admitted == []
+    spent = sum(Generation.objects.values_list("retry_count", flat=True))
+    for _ in range(10):  # probes, one by one, for longer than all retries
+        Pool.objects.update(blocked_until=Now())
+        Generation.objects.filter(not_before__isnull=False).update(not_before=Now())
+        (probe,) = admit().admitted
+        provider.answers = [away]
+        with pytest.raises(Ignore):
+            run(probe)
+    assert sum(Generation.objects.values_list("retry_count", flat=True)) == spent
+    assert set(Generation.objects.values_list("status", flat=True)) == {"queued"}
+    Pool.objects.update(blocked_until=Now())
+    Generation.objects.filter(not_before__isnull=False).update(not_before=Now())
+    (probe,) = admit().admitted
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(probe)
+    assert Pool.objects.get(name="scripted").failure_count == 0
+    assert len(admit().admitted) == 3
+
+
+def test_not_being_allowed_to_look_stops_the_pool_as_well(provider):
+    _, member = start()
+    provider.answers = [running(), Failure(ErrorClass.AUTH, "token revoked")]
+    for _ in range(2):
+        with pytest.raises(Retry):
+            run(member)
+    assert Pool.objects.get(name="scripted").stopped_by == "auth"
+    assert Generation.objects.get().status == "processing"

@@ -1,0 +1,105 @@
+"""Files that no image needs go, and no others."""
+
+from datetime import timedelta
+
+import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.db import transaction
+from django.db.models.functions import Now
+
+from batches import cleanup, lifecycle
+from batches.models import Discarded, Generation, Image, image_folder
+from tests.factories import make_batch, make_generation, make_image
+
+pytestmark = pytest.mark.django_db
+
+
+def write(generation, name="0.png"):
+    return default_storage.save(f"{image_folder(generation)}/{name}", ContentFile(b"half"))
+
+
+def make_due():
+    Discarded.objects.update(due_at=Now() - timedelta(seconds=1))
+
+
+def test_a_file_without_an_image_goes_and_an_images_own_files_stay():
+    image = make_image()
+    orphan = write(image.generation, "1.png")
+    assert cleanup.clean(image_folder(image.generation))
+    assert not default_storage.exists(orphan)
+    assert default_storage.exists(image.file.name)
+    assert default_storage.exists(image.thumbnail.name)
+
+
+def test_whoever_is_writing_is_left_alone_until_later():
+    generation = make_generation()
+    name = write(generation)
+    Generation.objects.update(status="downloading")
+    assert not cleanup.clean(image_folder(generation))
+    assert default_storage.exists(name)
+    cleanup.discard(image_folder(generation))
+    make_due()
+    assert cleanup.clean_due(10) == 0
+    assert Discarded.objects.get().due_at is not None
+    Generation.objects.update(status="queued")
+    make_due()
+    assert cleanup.clean_due(10) == 1
+    assert not default_storage.exists(name)
+    assert not Discarded.objects.exists()
+
+
+def test_a_folder_of_a_batch_that_is_no_more_goes_as_a_whole():
+    batch = make_batch(size=2)
+    names = [write(generation) for generation in batch.generations.all()]
+    batch.generations.all().delete()
+    assert cleanup.clean(f"{batch.owner_id}/{batch.pk}")
+    assert not any(default_storage.exists(name) for name in names)
+
+
+def test_a_folder_that_is_not_there_is_clean():
+    assert cleanup.clean("1/single/none")
+
+
+def test_what_is_undone_discards_nothing(django_capture_on_commit_callbacks):
+    generation = make_generation()
+    name = write(generation)
+    with django_capture_on_commit_callbacks(execute=True), transaction.atomic():
+        cleanup.discard(image_folder(generation))
+        transaction.set_rollback(True)
+    assert default_storage.exists(name)
+    assert not Discarded.objects.exists()
+
+
+def test_a_storage_that_fails_is_tried_again(monkeypatch):
+    generation = make_generation()
+    name = write(generation)
+    cleanup.discard(image_folder(generation))
+    make_due()
+
+    def denied(*args):
+        raise OSError(13, "Permission denied")
+
+    with monkeypatch.context() as storage:
+        storage.setattr(type(default_storage._wrapped), "delete", denied)
+        assert cleanup.clean_due(10) == 0
+    make_due()
+    assert cleanup.clean_due(10) == 1
+    assert not default_storage.exists(name)
+
+
+def test_a_deleted_image_takes_its_files_along(django_capture_on_commit_callbacks):
+    image = make_image()
+    with django_capture_on_commit_callbacks(execute=True):
+        lifecycle.delete_image(image=image)
+    assert not Image.objects.exists()
+    assert not default_storage.exists(image.file.name)
+    assert not default_storage.exists(image.thumbnail.name)
+
+
+def test_only_so_many_folders_are_cleaned_at_a_time():
+    for _ in range(3):
+        cleanup.discard(image_folder(make_generation()))
+    make_due()
+    assert cleanup.clean_due(2) == 2
+    assert Discarded.objects.count() == 1

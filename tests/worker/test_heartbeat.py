@@ -1,0 +1,78 @@
+"""A delivery that is at work keeps its lease, and one that is not loses it."""
+
+import pytest
+from django.db import OperationalError, connections
+from django.db.models.functions import Now
+
+from batches.models import Generation, Lease
+from batches.scheduling import admit
+from tests.acceptance.conftest import wait_until
+from tests.factories import make_generation
+from worker import heartbeat
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def work(settings, monkeypatch):
+    settings.LEASE_SECONDS = 60
+    monkeypatch.setattr(heartbeat, "interval_s", lambda: 0.02)
+    monkeypatch.setattr(heartbeat, "_pid", 0)  # a thread of its own for each test
+    make_generation()
+    (member,) = admit().admitted
+    yield Generation.objects.take_turn(
+        str(member.generation_id), str(member.lease_id), 0, holds_slot=True
+    )
+    monkeypatch.setattr(heartbeat, "interval_s", lambda: 3_600)
+    connections.close_all()
+
+
+def expire():
+    Lease.objects.update(expires_at=Now())
+
+
+def is_alive():
+    return Lease.objects.filter(expires_at__gt=Now()).exists()
+
+
+def test_a_lease_is_prolonged_while_it_is_held_and_not_afterwards(work):
+    with heartbeat.holding(work.lease_id, work.turn):
+        for _ in range(3):
+            expire()
+            wait_until(is_alive, timeout_s=10)
+    assert heartbeat._turns == {}
+    wait_until(lambda: (expire(), not is_alive())[1], timeout_s=10)
+
+
+def test_a_lease_that_others_have_taken_over_is_not_prolonged(work):
+    Lease.objects.update(turn=work.turn + 1)
+    expire()
+    Lease.objects.renew({work.lease_id: work.turn})
+    assert not is_alive()
+    Lease.objects.renew({work.lease_id: work.turn + 1})
+    assert is_alive()
+
+
+def test_the_end_of_an_earlier_turn_does_not_end_a_later_one(work):
+    first = heartbeat.holding(work.lease_id, 1)
+    first.__enter__()
+    with heartbeat.holding(work.lease_id, 2):
+        first.__exit__(None, None, None)
+        assert heartbeat._turns == {work.lease_id: 2}
+
+
+def test_a_database_that_is_away_does_not_end_the_heartbeat(work, monkeypatch):
+    renew = type(Lease.objects.all()).renew
+    calls = []
+
+    def away_at_first(self, turns):
+        calls.append(turns)
+        if len(calls) == 1:
+            raise OperationalError("gone")
+        renew(self, turns)
+
+    monkeypatch.setattr(type(Lease.objects.all()), "renew", away_at_first)
+    expire()
+    with heartbeat.holding(work.lease_id, work.turn):
+        wait_until(is_alive, timeout_s=10)
+    assert len(calls) >= 2
