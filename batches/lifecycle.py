@@ -348,6 +348,7 @@ def record_report(
             for attempt in Attempt.objects.select_for_update()
             .filter(named | Q(provider_id=prediction.id), provider=provider)
             .only("generation_id", "provider_id", "callback_token", "outcome", "report")
+            .order_by("pk")
         }
         is_ours = any(one.callback_token == callback_token for one in attempts.values())
         attempt = attempts.get(prediction.id) or attempts.get(None)

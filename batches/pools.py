@@ -17,7 +17,8 @@ from batches import wake
 from batches.models import Alert, AlertCode, Pool
 from generation.provider import ErrorClass
 
-CIRCUIT_THRESHOLD = 5
+# Less than the attempts of one generation, so that an outage never fails one that is alone.
+CIRCUIT_THRESHOLD = 3
 CIRCUIT_OPEN_S = 10
 # A probe is answered by then, or its worker has died.
 PROBE_S = 20

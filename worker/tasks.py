@@ -98,8 +98,8 @@ RETRY_RULES: dict[ErrorClass, RetryRule] = {
     # It may run and it may be charged: submitting again could pay twice. See `_find`.
     ErrorClass.TIMEOUT_UNKNOWN: NEVER,
 }
-# The longest wait a provider may impose on us in one answer.
-MAX_BLOCK_S = 300.0
+# The shortest and the longest wait that a provider may impose on us in one answer.
+MIN_BLOCK_S, MAX_BLOCK_S = 1.0, 300.0
 JITTER = 0.25
 # Outputs are gone within an hour, so the same one is fetched again quickly, and then no more.
 FETCH_DELAYS_S = (0.5, 2.0, 5.0, 15.0)
@@ -131,7 +131,8 @@ def _retry(work: AtWork, failure: Failure) -> tuple[bool, bool, float]:
         _stop_pool(generation.provider, failure)
         return True, False, 0.0
     if rule.blocks_pool_s is not None:
-        wait_s = asked_s or rule.blocks_pool_s
+        is_told = failure.retry_after_s is not None
+        wait_s = max(asked_s if is_told else rule.blocks_pool_s, MIN_BLOCK_S)
         pools.block_pool(name=generation.provider, seconds=wait_s)
         return True, False, wait_s
     delays = settings.RETRY_DELAYS[: rule.limit]

@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from PIL import Image as Pillow
 
-from batches import invariants
+from batches import invariants, pools
 from batches.models import Attempt, Batch, Generation, Image, Lane, Lease, Pool
 from batches.scheduling import admit
 from generation.http import OutputHosts
@@ -244,7 +244,8 @@ def test_every_class_of_failure_has_a_rule():
 
 
 @pytest.mark.parametrize(
-    ("retry_after_s", "expected_s"), [(None, 5), (1.0, 1), (86_400.0, tasks.MAX_BLOCK_S)]
+    ("retry_after_s", "expected_s"),
+    [(None, 5), (0.0, tasks.MIN_BLOCK_S), (2.0, 2), (86_400.0, tasks.MAX_BLOCK_S)],
 )
 def test_a_rate_limit_stops_the_pool_and_is_not_counted(provider, retry_after_s, expected_s):
     generation, member = start()
@@ -255,7 +256,7 @@ def test_a_rate_limit_stops_the_pool_and_is_not_counted(provider, retry_after_s,
     assert (generation.status, generation.retry_count) == ("queued", 0)
     pool = Pool.objects.get(name="scripted")
     left_s = (pool.blocked_until - timezone.now()).total_seconds()
-    assert left_s == pytest.approx(expected_s, abs=2)
+    assert left_s == pytest.approx(expected_s, abs=0.9)
     assert Lease.objects.count() == 0
 
 
@@ -872,7 +873,7 @@ def test_an_outage_opens_the_circuit_and_then_burns_nothing(provider):
             with pytest.raises(Ignore):
                 run(member)
     pool = Pool.objects.get(name="scripted")
-    assert pool.failure_count >= 5
+    assert pool.failure_count >= pools.CIRCUIT_THRESHOLD
     assert admit().admitted == []
     spent = sum(Generation.objects.values_list("retry_count", flat=True))
     for _ in range(10):  # probes, one by one, for longer than all retries
