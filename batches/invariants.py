@@ -39,9 +39,9 @@ def _rows(sql: str, params: dict[str, Any] | None = None) -> list[str]:
 def _overdue() -> list[str]:
     return _rows(
         """
-        SELECT id, status FROM batches_generation
-        WHERE status IN ('processing', 'downloading')
-          AND started_at < now() - make_interval(secs => %(seconds)s)
+        SELECT generation.id, status FROM batches_generation generation
+        JOIN batches_lease lease ON lease.generation_id = generation.id
+        WHERE active_s + extract(epoch FROM now() - lease.created_at) > %(seconds)s
         """,
         {"seconds": settings.GENERATION_DEADLINE + DEADLINE_GRACE.total_seconds()},
     )

@@ -460,12 +460,12 @@ def requeue_generation(
         moved = _move(
             [generation.pk],
             GenerationStatus.QUEUED,
-            # While nothing was ever accepted, the time to the deadline has not begun either.
+            # Waiting is no work: neither in line, nor for a provider that takes nothing.
             "not_before = statement_timestamp() + make_interval(secs => %s), progress = 0, "
-            "retry_count = retry_count + %s, started_at = CASE WHEN %s OR EXISTS (SELECT FROM "
-            "batches_attempt WHERE generation_id = generation.id AND provider_id IS NOT NULL) "
-            "THEN started_at END",
-            [delay_s, int(counts_as_retry), counts_as_retry],
+            "retry_count = retry_count + %s, active_s = active_s + COALESCE((SELECT "
+            "extract(epoch FROM statement_timestamp() - created_at) FROM batches_lease "
+            "WHERE generation_id = generation.id), 0) * %s",
+            [delay_s, int(counts_as_retry), int(counts_as_retry)],
             allowed=[GenerationStatus(generation.status)],
             attempt_count=generation.attempt_count,
         )
@@ -825,7 +825,7 @@ def retry_generations(
             GenerationStatus.PENDING if is_paused else GenerationStatus.QUEUED,
             "error_code = '', error_message = '', finished_at = NULL, started_at = NULL, "
             "downloading_at = NULL, not_before = NULL, cancel_requested_at = NULL, "
-            "progress = 0, retry_count = 0",
+            "progress = 0, retry_count = 0, active_s = 0",
             allowed=GENERATION_RETRYABLE,
             by_owner=True,
         )

@@ -223,9 +223,10 @@ class AtWork:
 
     `generation` and `attempt` are partly loaded, see `take_turn`; the attempt is that of the
     current admission, `None` before it is begun. Seconds are by the database's clock:
-    `elapsed_s` since the generation first started, `attempted_s` since its attempt was begun,
-    `submitted_s` since that was accepted. `taken_at_s` is when the turn was taken by
-    `time.monotonic`. `provider_failures`: how often in a row its provider was not there.
+    `elapsed_s` that the generation has been worked on, over all its admissions; `attempted_s`
+    since its attempt was begun, `submitted_s` since that was accepted. `taken_at_s` is when the
+    turn was taken, by `time.monotonic`. `provider_failures`: how often in a row its provider was
+    not there.
     """
 
     generation: "Generation"
@@ -271,12 +272,12 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
                         expires_at = statement_timestamp() + make_interval(secs => %s)
                     WHERE id = %s AND generation_id = %s AND turn = COALESCE(%s, turn)
                       AND holds_slot = %s
-                    RETURNING id, generation_id, turn
+                    RETURNING id, generation_id, turn, created_at
                 )
                 SELECT generation.id, owner_id, batch_id, model, generation.provider, input::text,
                        progress, attempt_count, retry_count, generation.cost_usd,
                        generation.status, cancel_requested_at,
-                       extract(epoch FROM statement_timestamp() - started_at),
+                       active_s + extract(epoch FROM statement_timestamp() - claimed.created_at),
                        attempt.id, attempt.provider_id, attempt.outputs::text,
                        attempt.report::text, attempt.error_class, attempt.callback_token,
                        attempt.created_at,
@@ -414,6 +415,11 @@ class Generation(models.Model):
     )
     deleted_image_count = models.PositiveSmallIntegerField(
         default=0, help_text="Images that its owner has deleted."
+    )
+    active_s = models.FloatField(
+        default=0,
+        db_default=0,
+        help_text="Seconds that earlier admissions have worked on it; its deadline counts these.",
     )
     error_code = models.CharField(max_length=ERROR_CODE_LENGTH, blank=True)
     error_message = models.TextField(blank=True)

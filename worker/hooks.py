@@ -9,10 +9,10 @@ and the looks go on in any case.
 """
 
 import logging
-import time
 import uuid
 from http import HTTPStatus
 
+from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
@@ -42,7 +42,7 @@ def receive_webhook(request: HttpRequest, provider: str, callback_token: uuid.UU
     if provider not in FACTORIES:
         return _refuse(HTTPStatus.NOT_FOUND, "unknown_provider")
     delivery = get_provider(provider).verify_webhook(
-        request.headers, request.body, now_s=time.time()
+        request.headers, request.body, now_s=_database_time_s()
     )
     if isinstance(delivery, Failure):
         logger.warning("webhook of %s cannot be checked: %s", provider, delivery.message)
@@ -62,6 +62,12 @@ def receive_webhook(request: HttpRequest, provider: str, callback_token: uuid.UU
     if report.follow is not None:
         _wake(report.follow)
     return HttpResponse(status=HTTPStatus.NO_CONTENT)
+
+
+def _database_time_s() -> float:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
+        return float(cursor.fetchone()[0])
 
 
 def _wake(generation_id: uuid.UUID) -> None:

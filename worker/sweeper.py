@@ -30,6 +30,7 @@ from batches.models import (
 )
 from generation.provider import ErrorClass, Failure
 from worker import canvas
+from worker.providers import get_provider
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,9 @@ def _give_up(taken: TakenOver) -> None:
         number=generation.attempt_count,
         outcome__in=(AttemptOutcome.OPEN, AttemptOutcome.SUCCEEDED),
     ).first()
+    if taken.status == GenerationStatus.PROCESSING and attempt and attempt.provider_id:
+        # Nobody will follow it any more. Whatever the answer, it stops by itself in time.
+        get_provider(generation.provider).cancel(attempt.provider_id)
     message = f"Its worker died {taken.crash_count} times while working on it."
     failure = Failure(ErrorClass.INTERRUPTED, message)
     if lifecycle.fail_generation(

@@ -302,7 +302,7 @@ def test_waiting_for_a_provider_that_accepts_nothing_does_not_use_up_the_deadlin
     with pytest.raises(Ignore):
         run(member)
     generation.refresh_from_db()
-    assert generation.started_at is None
+    assert generation.active_s == 0
 
 
 def test_an_outcome_that_comes_too_late_leaves_the_submission_on_record(provider, monkeypatch):
@@ -336,7 +336,7 @@ def test_work_past_its_deadline_is_cancelled_and_then_failed(provider):
     provider.answers = [running()]
     with pytest.raises(Retry):
         run(member)
-    Generation.objects.update(started_at=Now() - timedelta(seconds=605))
+    Lease.objects.update(created_at=Now() - timedelta(seconds=605))
     provider.answers = [running(), failed(ErrorClass.CANCELED)]
     with pytest.raises(Retry):
         run(member)
@@ -351,7 +351,7 @@ def test_a_provider_that_never_confirms_the_cancel_is_waited_for_only_so_long(pr
     provider.answers = [running()]
     with pytest.raises(Retry):
         run(member)
-    Generation.objects.update(started_at=Now() - timedelta(seconds=670))
+    Lease.objects.update(created_at=Now() - timedelta(seconds=670))
     provider.answers = [running()]
     assert run(member) == "failed"
     generation.refresh_from_db()
@@ -678,7 +678,7 @@ def test_what_nobody_can_tell_stays_unknown_and_holds_its_slot_until_the_deadlin
     with pytest.raises(Retry):
         run(member)
     assert Lease.objects.get().holds_slot
-    Generation.objects.update(started_at=Now() - timedelta(seconds=601))
+    Lease.objects.update(created_at=Now() - timedelta(seconds=601))
     assert run(member) == "failed"
     generation.refresh_from_db()
     assert generation.error_code == "submission_unknown"
@@ -903,3 +903,32 @@ def test_not_being_allowed_to_look_stops_the_pool_as_well(provider):
             run(member)
     assert Pool.objects.get(name="scripted").stopped_by == "auth"
     assert Generation.objects.get().status == "processing"
+
+
+def test_only_work_counts_towards_the_deadline(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    Lease.objects.update(created_at=Now() - timedelta(seconds=400))
+    provider.answers = [failed(ErrorClass.INTERRUPTED)]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert generation.active_s == pytest.approx(400, abs=5)
+    # A night in line changes nothing, for whatever reason.
+    Generation.objects.update(
+        started_at=Now() - timedelta(hours=9), not_before=Now() - timedelta(hours=1)
+    )
+    (member,) = admit().admitted
+    provider.answers = [running("p2")]
+    with pytest.raises(Retry):
+        run(member)
+    assert 190 <= provider.submitted[-1].cancel_after_s <= 200
+    Lease.objects.update(created_at=Now() - timedelta(seconds=300))
+    provider.answers = [
+        Prediction("p2", PredictionStatus.FAILED, failure=failed(ErrorClass.CANCELED).failure)
+    ]
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert generation.error_code == "timeout_run"
