@@ -817,7 +817,8 @@ def retry_generations(
     """
     retried = 0
     with _by_owner():
-        ids = _ids(generations)
+        asked = Generation.objects.filter(pk__in=_ids(generations), deleted_at=None)
+        ids = list(asked.values_list("pk", flat=True))
         paused = Batch.objects.filter(generations__in=ids, status=BatchStatus.PAUSED)
         is_paused = batch is not None and paused.exists()
         moved = _move(
@@ -864,7 +865,9 @@ def _reopen_batch(batch: Batch, moved: Sequence[_Moved]) -> bool:
     failed = sum(one.was == GenerationStatus.FAILED for one in moved)
     ended = Q(status__in=BATCH_TERMINAL)
     return bool(
-        Batch.objects.filter(ended | Q(cancel_requested_at=None), pk=batch.pk).update(
+        Batch.objects.filter(
+            ended | Q(cancel_requested_at=None), pk=batch.pk, deleted_at=None
+        ).update(
             status=Case(When(ended, then=Value(BatchStatus.PROCESSING)), default=F("status")),
             finished_at=None,
             cancel_requested_at=None,

@@ -334,6 +334,17 @@ def test_nothing_is_tried_again_while_its_batch_is_being_cancelled():
     assert statuses(batch) == ["failed", "processing"]
 
 
+def test_what_was_deleted_is_not_tried_again_while_it_is_still_there():
+    batch = make_batch(size=1)
+    admit()
+    assert lifecycle.delete_batch(batch=batch)
+    generation = batch.generations.get()
+    assert lifecycle.confirm_cancel(generation=generation, attempt=None, result=INTERRUPTED)
+    assert not lifecycle.retry_generations(batch=batch, generations=[generation])
+    assert not lifecycle.retry_generations(batch=None, generations=[generation])
+    assert lifecycle.remove_deleted(limit=10) == 1
+
+
 def test_a_retry_in_a_paused_batch_waits():
     batch = make_batch(size=4)
     generation, _ = running(batch)
