@@ -25,18 +25,20 @@ logger = logging.getLogger(__name__)
 GRACE_S = 10
 
 
-def discard(folder: str) -> None:
-    """Have the files of a folder deleted that no image needs when the transaction is over."""
+def discard(*folders: str) -> None:
+    """Have the files of folders deleted that no image needs when the transaction is over."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
             INSERT INTO batches_discarded (folder, due_at)
-            VALUES (%s, statement_timestamp() + make_interval(secs => %s))
+            SELECT folder, statement_timestamp() + make_interval(secs => %s)
+            FROM unnest(%s::text[]) AS folder
             ON CONFLICT (folder) DO UPDATE SET due_at = EXCLUDED.due_at
             """,
-            [folder, settings.LEASE_SECONDS + GRACE_S],
+            [settings.LEASE_SECONDS + GRACE_S, list(folders)],
         )
-    transaction.on_commit(partial(clean, folder))
+    for folder in folders:
+        transaction.on_commit(partial(clean, folder))
 
 
 def clean(folder: str) -> bool:

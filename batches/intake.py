@@ -4,7 +4,8 @@ Nothing is stored here. Each prompt with the settings that apply to it becomes a
 in its model's own parameters; problems name the field as it stands in the request.
 """
 
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random, SystemRandom
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 from django.conf import settings
 
 from batches.lifecycle import NewGeneration
+from batches.models import Generation
 from generation.catalogue import Model, ParameterProblem, get_model, load_models
 
 DEFAULT_MODEL = "black-forest-labs/flux-schnell"
 # Every model with a seed takes these; 0 means "choose one" to some.
 SEED_MIN, SEED_MAX = 1, 2**31 - 1
+# What a model is asked beside the settings.
+NOT_SETTINGS = ("prompt", "negative_prompt", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,63 @@ def plan_generations(
     return list(problems.values()) or planned
 
 
+def replan(
+    generations: Sequence[Generation], overrides: Mapping[str, Any], *, rand: Random | None = None
+) -> dict[uuid.UUID, NewGeneration] | list[Problem]:
+    """Plan generations anew with some of their settings changed, or list every problem.
+
+    `overrides` go before a generation's own settings, key by key; `None` takes one back. Its
+    prompts stay as they are, and its seed does if the model takes one. By generation's id; what is
+    wrong is told once.
+    """
+    rand = rand or SystemRandom()
+    planned: dict[uuid.UUID, NewGeneration] = {}
+    problems: dict[tuple[str, str], Problem] = {}
+    seeds = {generation.seed for generation in generations}
+    for generation in generations:
+        merged = {"model": generation.model, **generation.settings, **overrides}
+        asked = {name: value for name, value in merged.items() if value is not None}
+        model = get_model(asked["model"])
+        prompt = PromptAsked(
+            text=generation.prompt,
+            negative_prompt=generation.negative_prompt,
+            seed=generation.seed if model and model.supports_seed else None,
+            name=generation.name,
+            custom_id=generation.custom_id,
+            metadata=generation.metadata,
+        )
+        answer = _resolve(prompt, asked, generation.final_prompt, _place_in_retry, seeds, rand)
+        if isinstance(answer, NewGeneration):
+            planned[generation.pk] = answer
+        else:
+            problems |= {(problem.field, problem.code): problem for problem in answer}
+    return list(problems.values()) or planned
+
+
+def _place_in_retry(name: str) -> str:
+    # Prompts and seed are not in the request: it is another model that does not take them.
+    return f"settings.{'model' if name in NOT_SETTINGS else name}"
+
+
+def check_models(generations: Sequence[Generation]) -> list[Problem]:
+    """What keeps generations from being made again just as they are."""
+    found = (
+        _find_model(model_id, "settings.model")
+        for model_id in sorted({generation.model for generation in generations})
+    )
+    return [answer for answer in found if isinstance(answer, Problem)]
+
+
+def _find_model(model_id: str, field: str) -> Model | Problem:
+    model = get_model(model_id)
+    if model is None:
+        known = sorted(load_models())
+        return Problem(field, "unknown_model", f"There is no model {model_id!r}.", known)
+    if reason := unavailable_reason(model):
+        return Problem(field, "model_unavailable", reason)
+    return model
+
+
 def _plan(
     prompt: PromptAsked,
     shared: Mapping[str, Any],
@@ -96,11 +157,8 @@ def _plan(
     seeds: set[int | None],
     rand: Random,
 ) -> NewGeneration | list[Problem]:
-    asked = {**shared, **prompt.settings}
-    model_id = asked.get("model") or DEFAULT_MODEL
-
     def place(name: str) -> str:
-        if name in ("prompt", "negative_prompt", "seed"):
+        if name in NOT_SETTINGS:
             own = {"prompt": "text"}.get(name, name) if at.startswith("prompts") else name
             return f"{at}{own}"
         if flat:
@@ -108,20 +166,28 @@ def _plan(
         top = name.split(".")[0]
         return f"{at}settings.{name}" if top in prompt.settings else f"settings.{name}"
 
-    model = get_model(model_id)
-    if model is None:
-        known = sorted(load_models())
-        return [Problem(place("model"), "unknown_model", f"There is no model {model_id!r}.", known)]
-    if reason := unavailable_reason(model):
-        return [Problem(place("model"), "model_unavailable", reason)]
+    final_prompt = weave(prompt.text, style=style, genre=genre)
+    return _resolve(prompt, {**shared, **prompt.settings}, final_prompt, place, seeds, rand)
 
+
+def _resolve(
+    prompt: PromptAsked,
+    asked: Mapping[str, Any],
+    final_prompt: str,
+    place: Callable[[str], str],
+    seeds: set[int | None],
+    rand: Random,
+) -> NewGeneration | list[Problem]:
+    """One prompt in its model's own parameters. `place` tells where a field stands."""
+    model = _find_model(asked.get("model") or DEFAULT_MODEL, place("model"))
+    if isinstance(model, Problem):
+        return [model]
     seed = prompt.seed
     if seed is None and model.supports_seed:
         # Chosen here, so that it is on record and a retry asks for the same picture.
         while (seed := rand.randint(SEED_MIN, SEED_MAX)) in seeds:
             pass
         seeds.add(seed)
-    final_prompt = weave(prompt.text, style=style, genre=genre)
     resolved = model.resolve(
         {
             **{name: value for name, value in asked.items() if name != "model"},
@@ -147,5 +213,5 @@ def _plan(
     )
 
 
-def _problem(problem: ParameterProblem, place: Any) -> Problem:
+def _problem(problem: ParameterProblem, place: Callable[[str], str]) -> Problem:
     return Problem(place(problem.field), problem.code, problem.message, problem.allowed)

@@ -665,11 +665,9 @@ def _cancel(generations: Sequence[Generation]) -> tuple[int, list[_Moved]]:
             GenerationStatus.DOWNLOADING,
         ],
     )
-    by_id = {generation.pk: generation for generation in generations}
-    for one in ended:
-        if one.was == GenerationStatus.DOWNLOADING:
-            _end_lease(one.id)
-            cleanup.discard(image_folder(by_id[one.id]))
+    if downloading := {one.id for one in ended if one.was == GenerationStatus.DOWNLOADING}:
+        Lease.objects.filter(generation__in=downloading).delete()  # without a slot by then
+        cleanup.discard(*(image_folder(one) for one in generations if one.pk in downloading))
     if in_line := sum(one.was_in_line for one in ended):
         Lane.objects.dequeue(generations[0].owner_id, in_line)
     return len(stopping), ended
@@ -844,20 +842,28 @@ def retry_generations(
 def _change_settings(
     generation_ids: Sequence[uuid.UUID], plans: Mapping[uuid.UUID, NewGeneration]
 ) -> None:
-    for generation_id in generation_ids:
-        if (plan := plans.get(generation_id)) is None:
-            continue
-        generation = Generation.objects.only("settings", "input").get(pk=generation_id)
-        Attempt.objects.filter(generation=generation_id, input__isnull=True).update(
-            settings=generation.settings, input=generation.input
+    planned = [one for one in generation_ids if one in plans]
+    if not planned:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE batches_attempt attempt
+            SET settings = generation.settings, input = generation.input
+            FROM batches_generation generation
+            WHERE generation.id = generation_id AND generation.id = ANY(%s)
+              AND attempt.input IS NULL
+            """,
+            [planned],
         )
-        Generation.objects.filter(pk=generation_id).update(
-            settings=plan.settings,
-            input=plan.input,
-            model=plan.model,
-            provider=plan.provider,
-            seed=plan.seed,
-        )
+    fields = ("settings", "input", "model", "provider", "seed")
+    Generation.objects.bulk_update(
+        [
+            Generation(pk=one, **{name: getattr(plans[one], name) for name in fields})
+            for one in planned
+        ],
+        fields,
+    )
 
 
 def _reopen_batch(batch: Batch, moved: Sequence[_Moved]) -> bool:

@@ -1119,6 +1119,8 @@ class WebhookReceipt(models.Model):
 class IdempotentRequest(models.Model):
     """The answer to a request that carried an `Idempotency-Key`, kept to be given again."""
 
+    KEPT = timedelta(hours=24)
+
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, db_index=False)
     method = models.CharField(max_length=10)
     path = models.CharField(max_length=300)

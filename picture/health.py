@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
-from django.db import connection
+from django.db import Error, connection
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 
+from batches import pools
+from batches.pools import PoolState
 from picture.celery import app
 
 logger = logging.getLogger(__name__)
@@ -59,9 +61,20 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 
 
+def _providers() -> dict[str, PoolState]:
+    """What is admitted to each provider; nothing while nobody can tell."""
+    try:
+        return pools.states()
+    except Error:  # told by the check of the database
+        return {}
+
+
 @never_cache
 def ready(request: HttpRequest) -> JsonResponse:
-    """200 when all parts answer, 503 with the reasons when one does not."""
+    """200 when all parts answer, 503 with the reasons when one does not.
+
+    A provider in trouble is no reason: work is taken and waits. Then the status is `degraded`.
+    """
     checks = {}
     for name, check in CHECKS.items():
         try:
@@ -71,7 +84,15 @@ def ready(request: HttpRequest) -> JsonResponse:
             # The address of a part is for the log, not for whoever asks.
             logger.warning("%s does not answer: %s", name, error)
             checks[name] = str(error) if isinstance(error, NotServed) else type(error).__name__
-    ok = all(result == "ok" for result in checks.values())
+    providers = _providers()
+    is_ready = all(result == "ok" for result in checks.values())
+    if not is_ready:
+        status = "unavailable"
+    elif any(state != PoolState.OK for state in providers.values()):
+        status = "degraded"
+    else:
+        status = "ok"
     return JsonResponse(
-        {"status": "ok" if ok else "unavailable", "checks": checks}, status=200 if ok else 503
+        {"status": status, "checks": checks, "providers": providers},
+        status=200 if is_ready else 503,
     )

@@ -91,6 +91,8 @@ def postgres(url: str) -> dict[str, Any]:
     parsed: dict[str, Any] = environ.Env.db_url_config(url)
     if not parsed.get("NAME"):
         raise ValueError
+    # A host that does not answer must not hold a thread for as long as the kernel would.
+    parsed["OPTIONS"] = {"connect_timeout": 5, **parsed.get("OPTIONS", {})}
     # Kept open between requests and tasks, looked at once before each is served.
     return parsed | {"CONN_MAX_AGE": 300, "CONN_HEALTH_CHECKS": True}
 

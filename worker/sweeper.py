@@ -41,7 +41,6 @@ POISON = "poison"
 RECONCILE_EVERY_S = 30.0
 # Twice the age at which a webhook is refused as stale.
 RECEIPTS_KEPT = timedelta(minutes=10)
-IDEMPOTENCY_KEPT = timedelta(hours=24)
 # Names the sweep among the advisory locks of the database.
 LOCK = 0x70696374
 
@@ -146,7 +145,7 @@ def forget() -> None:
     WebhookReceipt.objects.filter(
         pk__in=receipts.order_by("received_at").values("pk")[: LIMIT * 10]
     ).delete()
-    requests = IdempotentRequest.objects.filter(created_at__lt=Now() - IDEMPOTENCY_KEPT)
+    requests = IdempotentRequest.objects.filter(created_at__lt=Now() - IdempotentRequest.KEPT)
     IdempotentRequest.objects.filter(
         pk__in=requests.order_by("created_at").values("pk")[: LIMIT * 10]
     ).delete()

@@ -2,15 +2,20 @@
 
     {type, title, status, detail, code, errors: [{field, code, detail, allowed?}], request_id}
 
+and `current_status` where it is an object's status that stands against what is asked.
 Source: RFC 9457, read 2026-11-20
 """
 
+import logging
+import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.utils.log import log_response
 from drf_standardized_errors.formatter import ExceptionFormatter
 from drf_standardized_errors.handler import ExceptionHandler
 from drf_standardized_errors.types import ErrorResponse
@@ -20,7 +25,11 @@ from rest_framework.settings import api_settings
 
 from batches.intake import Problem
 
+logger = logging.getLogger(__name__)
+
 CONTENT_TYPE = "application/problem+json"
+# What Django raises when the database is away, or ends a connection that was in use.
+DATABASE_AWAY = (OperationalError, InterfaceError)
 
 
 class InvalidRequest(APIException):
@@ -35,8 +44,60 @@ class InvalidRequest(APIException):
         self.problems = problems
 
 
+class InvalidTransition(APIException):
+    """Something that cannot be done with an object as it stands.
+
+    `current_status` is that of the object which `detail` is about.
+    """
+
+    status_code = HTTPStatus.CONFLICT
+    default_code = "invalid_transition"
+
+    def __init__(self, detail: str, *, current_status: str) -> None:
+        super().__init__(detail)
+        self.current_status = current_status
+
+
+class PartOfBatch(APIException):
+    status_code = HTTPStatus.CONFLICT
+    default_code = "part_of_batch"
+    default_detail = "A generation of a batch is deleted with its batch only."
+
+
+class InvalidIdempotencyKey(APIException):
+    status_code = HTTPStatus.BAD_REQUEST
+    default_code = "invalid_idempotency_key"
+    default_detail = "An Idempotency-Key is 1 to 255 visible ASCII characters, quoted or not."
+
+
+class IdempotencyKeyReused(APIException):
+    status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+    default_code = "idempotency_key_reused"
+    default_detail = "This Idempotency-Key was used for a request with another body."
+
+
+class IdempotencyKeyInUse(APIException):
+    status_code = HTTPStatus.CONFLICT
+    default_code = "idempotency_key_in_use"
+    default_detail = "A request with this Idempotency-Key is in progress."
+    wait = 1  # seconds, as `Retry-After`
+
+
+class DatabaseUnavailable(APIException):
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    default_code = "database_unavailable"
+    default_detail = "The database does not answer. Try again in a moment."
+    wait = 5  # seconds, as `Retry-After`
+
+
 def problem(
-    *, status: int, code: str, detail: str, errors: Sequence[dict[str, Any]] = (), request_id: str
+    *,
+    status: int,
+    code: str,
+    detail: str,
+    errors: Sequence[dict[str, Any]] = (),
+    request_id: str,
+    **extensions: Any,
 ) -> dict[str, Any]:
     return {
         "type": "about:blank",
@@ -46,6 +107,7 @@ def problem(
         "code": code,
         "errors": list(errors),
         "request_id": request_id,
+        **extensions,
     }
 
 
@@ -78,12 +140,16 @@ class _Formatter(ExceptionFormatter):
         else:
             errors = []
             code, detail = error_response.errors[0].code, error_response.errors[0].detail
+        extensions = {}
+        if isinstance(exc, InvalidTransition):
+            extensions["current_status"] = exc.current_status
         return problem(
             status=exc.status_code,
             code=code,
             detail=detail,
             errors=errors,
             request_id=str(uuid.uuid4()),
+            **extensions,
         )
 
 
@@ -94,6 +160,8 @@ class _Handler(ExceptionHandler):
             exc.status_code = HTTPStatus.UNPROCESSABLE_ENTITY
         elif isinstance(exc, ParseError) and exc.get_codes() == ParseError.default_code:
             exc.detail = ErrorDetail(str(exc.detail), code="invalid_json")
+        elif isinstance(exc, DATABASE_AWAY):
+            return DatabaseUnavailable()
         return exc
 
     def format_exception(self, exc: APIException) -> dict[str, Any]:
@@ -106,6 +174,13 @@ class _Handler(ExceptionHandler):
         response["X-Request-ID"] = data["request_id"]
         return response
 
+    def report_exception(self, exc: APIException, response: Response) -> None:
+        request = self.context["request"]
+        if isinstance(exc, DatabaseUnavailable) and request is not None:
+            _log_away(request._request, response, self.exc)
+        else:
+            super().report_exception(exc, response)
+
 
 def problem_response(exc: Exception, context: Any) -> Response | None:
     """The EXCEPTION_HANDLER of the API."""
@@ -113,11 +188,35 @@ def problem_response(exc: Exception, context: Any) -> Response | None:
     return response
 
 
-def _plain(request: HttpRequest, status: HTTPStatus, code: str, detail: str) -> HttpResponse:
+def _log_away(request: HttpRequest, response: HttpResponse, error: BaseException) -> None:
+    """One line, and the one that Django has for every answer like it is not written."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    log_response(
+        "database unavailable: %s %s: %s",
+        request.method,
+        request.path,
+        reason,
+        response=response,
+        request=request,
+        logger=logger,
+        level="warning",
+    )
+
+
+def _plain(
+    request: HttpRequest,
+    status: HTTPStatus,
+    code: str,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+) -> HttpResponse:
     request_id = str(uuid.uuid4())
     body = problem(status=status, code=code, detail=detail, request_id=request_id)
     return JsonResponse(
-        body, status=status, content_type=CONTENT_TYPE, headers={"X-Request-ID": request_id}
+        body,
+        status=status,
+        content_type=CONTENT_TYPE,
+        headers={"X-Request-ID": request_id, **(headers or {})},
     )
 
 
@@ -130,6 +229,19 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
+    """Called while the exception is handled."""
+    error = sys.exception()
+    if isinstance(error, DATABASE_AWAY):
+        away = DatabaseUnavailable
+        response = _plain(
+            request,
+            away.status_code,
+            away.default_code,
+            away.default_detail,
+            {"Retry-After": str(away.wait)},
+        )
+        _log_away(request, response, error)
+        return response
     return _plain(
         request, HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong on our side."
     )

@@ -7,12 +7,13 @@ from drf_spectacular.openapi import AutoSchema
 from batches.api.errors import CONTENT_TYPE
 
 _DESCRIPTIONS = {
-    "400": "The body is not valid JSON, or a query parameter is malformed.",
+    "400": "The body is not valid JSON, or a query parameter or header is malformed.",
     "401": "No valid token.",
     "404": "There is no such object, or it is not yours.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "422": "Fields that cannot be accepted, each named in `errors`.",
+    "503": "The database does not answer; `Retry-After` says when to try again.",
 }
 
 
@@ -26,7 +27,7 @@ class ProblemAutoSchema(AutoSchema):
         from batches.api.serializers import ProblemSerializer
 
         responses: dict[str, Any] = super()._get_response_bodies(direction)
-        codes = ["401"]
+        codes = ["401", "503"]
         if "{" in self.path:
             codes.append("404")
         if self.method in ("POST", "PUT", "PATCH"):
@@ -42,4 +43,7 @@ class ProblemAutoSchema(AutoSchema):
                     "description": _DESCRIPTIONS[code],
                 },
             )
+        responses["503"]["headers"] = {
+            "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}
+        }
         return responses

@@ -1,6 +1,7 @@
 """The API's shapes: what is taken, strictly, and what is given."""
 
 import json
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,12 +89,21 @@ class ShortListField(serializers.ListField):
         return super().to_internal_value(data)
 
 
+class IdField(serializers.UUIDField):
+    """An id as a string; the base class makes one of a number too."""
+
+    def to_internal_value(self, data: Any) -> uuid.UUID:
+        if not isinstance(data, str):
+            self.fail("invalid", value=data)
+        return super().to_internal_value(data)
+
+
 class StrictSerializer(serializers.Serializer):
     """Refuses fields that it does not know: a misspelt option must not be dropped silently."""
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, Mapping) and (unknown := set(data) - set(self.fields)):
-            known = ", ".join(self.fields)
+            known = ", ".join(self.fields) or "none"
             raise serializers.ValidationError(
                 {
                     name: [ErrorDetail(f"Unknown field; known are {known}.", code="unknown_field")]
@@ -232,6 +242,56 @@ class NewGenerationSerializer(PromptFields, CommonSettings):
         )
 
 
+class NothingSerializer(StrictSerializer):
+    """No body, or an empty object."""
+
+
+class ChangedSettingsSerializer(SettingsSerializer):
+    """Settings that replace those of before, key by key; null takes one back."""
+
+    def get_fields(self) -> Any:
+        fields = super().get_fields()
+        for name, field in fields.items():
+            field.allow_null = name != "model"
+        return fields
+
+
+class RetryGenerationSerializer(StrictSerializer):
+    """No body, or what is to be different this time."""
+
+    settings = ChangedSettingsSerializer(
+        required=False,
+        default=dict,
+        help_text="Go before the settings so far, key by key; another model may be named.",
+    )
+
+
+class RetryBatchSerializer(RetryGenerationSerializer):
+    ids = serializers.ListField(
+        child=IdField(),
+        required=False,
+        allow_empty=False,
+        help_text="Failed or cancelled generations of the batch; by default all failed ones.",
+    )
+
+    def to_internal_value(self, data: Any) -> Any:
+        # As with the prompts of a batch.
+        ids = data.get("ids") if isinstance(data, Mapping) else None
+        if isinstance(ids, list) and len(ids) > (limit := settings.MAX_BATCH_SIZE):
+            _refuse("ids", "too_many", f"At most {limit} ids may be given, not {len(ids)}.")
+        return super().to_internal_value(data)
+
+    def validate_ids(self, ids: list[uuid.UUID]) -> list[uuid.UUID]:
+        repeated = {
+            str(index): [ErrorDetail("This id is given twice.", code="duplicate")]
+            for index, one in enumerate(ids)
+            if one in ids[:index]
+        }
+        if repeated:
+            raise serializers.ValidationError(repeated)
+        return ids
+
+
 def _names(serializer: type[StrictSerializer]) -> list[str]:
     return [str(name) for name in serializer._declared_fields]
 
@@ -284,6 +344,7 @@ class ItemSerializer(serializers.ModelSerializer):
             "error",
             "attempts",
             "image",
+            "cancel_requested_at",
             "version",
         )
         read_only_fields = fields
@@ -377,6 +438,7 @@ class BatchSerializer(serializers.ModelSerializer):
             "created_at",
             "started_at",
             "finished_at",
+            "cancel_requested_at",
             "version",
             "items",
         )
@@ -475,3 +537,12 @@ class ProblemSerializer(serializers.Serializer):
     code = serializers.CharField()
     errors = ProblemFieldSerializer(many=True)  # type: ignore[assignment]
     request_id = serializers.CharField()
+
+
+class TransitionProblemSerializer(ProblemSerializer):
+    """Problem details with the status that stands against what is asked."""
+
+    current_status = serializers.CharField(
+        required=False,
+        help_text="Of the object that `detail` is about; with the code `invalid_transition`.",
+    )

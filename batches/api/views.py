@@ -1,12 +1,14 @@
 """The REST API of batches, generations, images and models."""
 
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
 from django.http import Http404
+from django.shortcuts import get_object_or_404
 from django_filters import rest_framework as filters
 from django_filters.fields import IsoDateTimeField
 from drf_spectacular.utils import (
@@ -17,6 +19,7 @@ from drf_spectacular.utils import (
     extend_schema_view,
 )
 from rest_framework import mixins, status
+from rest_framework.decorators import action
 from rest_framework.generics import GenericAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -24,8 +27,11 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from batches import lifecycle
-from batches.api.errors import InvalidRequest
+from batches.api import control
+from batches.api.errors import CONTENT_TYPE, InvalidRequest, PartOfBatch
 from batches.api.files import base_url
+from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
+from batches.api.idempotency import idempotent
 from batches.api.negotiation import JSONAlways
 from batches.api.pagination import RecentFirst
 from batches.api.serializers import (
@@ -36,6 +42,12 @@ from batches.api.serializers import (
     ModelSerializer,
     NewBatchSerializer,
     NewGenerationSerializer,
+    NothingSerializer,
+    ProblemSerializer,
+    RetryBatchSerializer,
+    RetryGenerationSerializer,
+    StrictSerializer,
+    TransitionProblemSerializer,
 )
 from batches.intake import Problem, plan_generations, unavailable_reason
 from batches.models import (
@@ -49,6 +61,19 @@ from batches.models import (
 from generation.catalogue import Model, get_model, load_models
 
 SETTINGS_EXAMPLE = {"model": "black-forest-labs/flux-schnell", "aspect_ratio": "16:9"}
+
+CONFLICT = (409, CONTENT_TYPE)
+KEY_IN_USE = OpenApiResponse(
+    ProblemSerializer, description="A request with the same `Idempotency-Key` is in progress."
+)
+REFUSED = OpenApiResponse(
+    TransitionProblemSerializer, description="It cannot be done as things stand."
+)
+REFUSED_OR_KEY_IN_USE = OpenApiResponse(
+    TransitionProblemSerializer,
+    description="It cannot be done as things stand, or a request with the same `Idempotency-Key` "
+    "is in progress.",
+)
 
 
 class StatusesFilter(filters.BaseInFilter, filters.ChoiceFilter):
@@ -113,6 +138,18 @@ class OwnedView(GenericAPIView):
             headers={"Location": f"{base_url(self.request)}/api/v1/{location}/{row.pk}/"},
         )
 
+    def as_it_is(self, pk: uuid.UUID) -> Response:
+        """An object as it stands after what was done with it."""
+        row = get_object_or_404(self.get_queryset(), pk=pk)
+        return Response(self.get_serializer(row).data)
+
+
+def read_form(form_class: type[StrictSerializer], request: Request) -> dict[str, Any]:
+    form = form_class(data=request.data)
+    form.is_valid(raise_exception=True)
+    data: dict[str, Any] = form.validated_data
+    return data
+
 
 @extend_schema_view(
     list=extend_schema(summary="List your batches, newest first"),
@@ -133,7 +170,11 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
     @extend_schema(
         summary="Submit a batch of prompts",
         request=NewBatchSerializer,
-        responses={202: OpenApiResponse(BatchSerializer, description="Stored and in line.")},
+        parameters=[*IDEMPOTENCY_HEADERS],
+        responses={
+            202: OpenApiResponse(BatchSerializer, description="Stored and in line."),
+            CONFLICT: KEY_IN_USE,
+        },
         examples=[
             OpenApiExample(
                 "Prompts",
@@ -159,6 +200,7 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
             ),
         ],
     )
+    @idempotent
     def create(self, request: Request) -> Response:
         form = NewBatchSerializer(data=request.data)
         form.is_valid(raise_exception=True)
@@ -177,6 +219,74 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
             **{name: data[name] for name in ("name", "style", "genre", "tags", "priority")},
         )
         return self.accepted("batches", batch)
+
+    @extend_schema(
+        summary="Start nothing more of a batch; what runs is finished",
+        request=None,
+        responses={200: BatchSerializer, CONFLICT: REFUSED},
+    )
+    @action(detail=True, methods=["post"])
+    def pause(self, request: Request, pk: uuid.UUID) -> Response:
+        return self._control(lifecycle.pause_batch, "paused")
+
+    @extend_schema(
+        summary="Go on with a paused batch",
+        request=None,
+        responses={200: BatchSerializer, CONFLICT: REFUSED},
+    )
+    @action(detail=True, methods=["post"])
+    def resume(self, request: Request, pk: uuid.UUID) -> Response:
+        return self._control(lifecycle.resume_batch, "resumed")
+
+    @extend_schema(
+        summary="Cancel a batch: what waits at once, what runs when its provider has stopped",
+        request=None,
+        responses={200: BatchSerializer, CONFLICT: REFUSED},
+    )
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: uuid.UUID) -> Response:
+        return self._control(lifecycle.cancel_batch, "cancelled")
+
+    @extend_schema(
+        summary="Try failed or cancelled generations of a batch once more",
+        request=RetryBatchSerializer,
+        parameters=[*IDEMPOTENCY_HEADERS],
+        responses={200: BatchSerializer, CONFLICT: REFUSED_OR_KEY_IN_USE},
+        examples=[
+            OpenApiExample("All that failed", request_only=True, value={}),
+            OpenApiExample(
+                "With another model",
+                request_only=True,
+                value={"settings": {"model": "black-forest-labs/flux-dev"}},
+            ),
+        ],
+    )
+    @action(detail=True, methods=["post"])
+    @idempotent
+    def retry(self, request: Request, pk: uuid.UUID) -> Response:
+        batch = self._own(pk)
+        data = read_form(RetryBatchSerializer, request)
+        control.retry_batch(batch, data.get("ids"), data["settings"])
+        return self.as_it_is(pk)
+
+    @extend_schema(
+        summary="Delete a batch with its images; what runs is cancelled", responses={204: None}
+    )
+    def destroy(self, request: Request, pk: uuid.UUID) -> Response:
+        if not lifecycle.delete_batch(batch=self._own(pk)):
+            raise Http404
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    def _own(self, pk: uuid.UUID) -> Batch:
+        return get_object_or_404(Batch.objects.owned_by(self.owner_id), pk=pk)
+
+    def _control(self, act: Callable[..., bool], done: str) -> Response:
+        pk = self.kwargs["pk"]
+        batch = self._own(pk)
+        read_form(NothingSerializer, self.request)
+        if not act(batch=batch):
+            raise control.batch_refusal(self._own(pk), done)
+        return self.as_it_is(pk)
 
 
 @extend_schema_view(
@@ -205,7 +315,11 @@ class GenerationView(
     @extend_schema(
         summary="Submit a single image",
         request=NewGenerationSerializer,
-        responses={202: OpenApiResponse(GenerationSerializer, description="Stored and in line.")},
+        parameters=[*IDEMPOTENCY_HEADERS],
+        responses={
+            202: OpenApiResponse(GenerationSerializer, description="Stored and in line."),
+            CONFLICT: KEY_IN_USE,
+        },
         examples=[
             OpenApiExample(
                 "Nested",
@@ -224,6 +338,7 @@ class GenerationView(
             ),
         ],
     )
+    @idempotent
     def create(self, request: Request) -> Response:
         form = NewGenerationSerializer(data=request.data)
         form.is_valid(raise_exception=True)
@@ -240,6 +355,82 @@ class GenerationView(
             owner_id=self.owner_id, generation=accepted_plan(plan)[0], priority=data["priority"]
         )
         return self.accepted("generations", generation)
+
+    @extend_schema(
+        summary="Hold back a generation that waits",
+        request=None,
+        responses={200: GenerationSerializer, CONFLICT: REFUSED},
+    )
+    @action(detail=True, methods=["post"])
+    def pause(self, request: Request, pk: uuid.UUID) -> Response:
+        return self._control(lifecycle.pause_generation, "paused")
+
+    @extend_schema(
+        summary="Put a generation that was held back in line again",
+        request=None,
+        responses={200: GenerationSerializer, CONFLICT: REFUSED},
+    )
+    @action(detail=True, methods=["post"])
+    def resume(self, request: Request, pk: uuid.UUID) -> Response:
+        return self._control(lifecycle.resume_generation, "resumed")
+
+    @extend_schema(
+        summary="Cancel a generation: at once, or when its provider has stopped",
+        request=None,
+        responses={200: GenerationSerializer, CONFLICT: REFUSED},
+    )
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: uuid.UUID) -> Response:
+        return self._control(lifecycle.cancel_generation, "cancelled")
+
+    @extend_schema(
+        summary="Try a failed or cancelled generation once more",
+        request=RetryGenerationSerializer,
+        parameters=[*IDEMPOTENCY_HEADERS],
+        responses={200: GenerationSerializer, CONFLICT: REFUSED_OR_KEY_IN_USE},
+        examples=[
+            OpenApiExample("As it was", request_only=True, value={}),
+            OpenApiExample(
+                "With another model",
+                request_only=True,
+                value={"settings": {"model": "black-forest-labs/flux-dev"}},
+            ),
+        ],
+    )
+    @action(detail=True, methods=["post"])
+    @idempotent
+    def retry(self, request: Request, pk: uuid.UUID) -> Response:
+        generation = self._own(pk)
+        data = read_form(RetryGenerationSerializer, request)
+        control.retry_generation(generation, data["settings"])
+        return self.as_it_is(pk)
+
+    @extend_schema(
+        summary="Delete a single generation with its images; if it runs, it is cancelled",
+        responses={
+            204: None,
+            CONFLICT: OpenApiResponse(ProblemSerializer, description="It is part of a batch."),
+        },
+    )
+    def destroy(self, request: Request, pk: uuid.UUID) -> Response:
+        generation = self._own(pk)
+        if generation.batch_id is not None:
+            raise PartOfBatch
+        if not lifecycle.delete_generation(generation=generation):
+            raise Http404
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    def _own(self, pk: uuid.UUID) -> Generation:
+        own = Generation.objects.owned_by(self.owner_id).select_related("batch")
+        return get_object_or_404(own, pk=pk)
+
+    def _control(self, act: Callable[..., bool], done: str) -> Response:
+        pk = self.kwargs["pk"]
+        generation = self._own(pk)
+        read_form(NothingSerializer, self.request)
+        if not act(generation=generation):
+            raise control.generation_refusal(self._own(pk), done)
+        return self.as_it_is(pk)
 
 
 def accepted_plan(plan: Any) -> list[lifecycle.NewGeneration]:

@@ -99,6 +99,9 @@ class Simulator:
     def stats(self):
         return self._call("GET", "stats")
 
+    def deliveries(self):
+        return self._call("GET", "webhooks")["deliveries"]
+
 
 @pytest.fixture(scope="session")
 def stack():

@@ -1,6 +1,7 @@
 """What happens to a request before Django's threads see it."""
 
 import asyncio
+import signal
 
 import pytest
 
@@ -111,3 +112,25 @@ def test_an_answer_in_drips_ends_at_its_deadline(handed_on, monkeypatch):
     scope = {"type": "http", "headers": [], "query_string": b""}
     asyncio.run(asyncio.wait_for(asgi.application(scope, receive, drip), timeout=5))
     assert len(taken) == 1
+
+
+def test_nothing_is_said_of_a_database_that_is_there(capfd):
+    asgi.wait_for_database()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_signals_are_again_what_they_were(monkeypatch):
+    monkeypatch.setattr(asgi, "CONNECT_PAUSE_S", 0.0)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    answers = iter(["away", "away", ""])
+    during = []
+
+    def trouble():
+        during.append(signal.getsignal(signal.SIGTERM))
+        return next(answers)
+
+    monkeypatch.setattr(asgi, "_database_trouble", trouble)
+    asgi.wait_for_database()
+    assert len(during) == 3
+    assert before[0] not in during
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

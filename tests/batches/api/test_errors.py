@@ -1,7 +1,7 @@
 import logging
 
 import pytest
-from django.db import OperationalError
+from django.db import IntegrityError
 from rest_framework.test import APIClient
 
 from batches import lifecycle
@@ -85,7 +85,7 @@ def fragile(owner):
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("secret r8_token"), OperationalError("secret password"), KeyError("secret")],
+    [RuntimeError("secret r8_token"), IntegrityError("secret password"), KeyError("secret")],
 )
 def test_an_error_of_ours_is_logged_and_tells_nothing(
     error, fragile, monkeypatch, caplog, nothing_happens

@@ -2,14 +2,28 @@
 
 import copy
 import json
+import uuid
 
 import pytest
 from django.db import transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batches import lifecycle
 from batches.models import Batch, Generation, Lane
-from tests.batches.api.support import BATCHES, DEV, GENERATIONS, LIGHTNING, SCHNELL, SDXL, problem
+from batches.scheduling import admit
+from tests.batches.api.support import (
+    BATCHES,
+    DEV,
+    GENERATIONS,
+    LIGHTNING,
+    SCHNELL,
+    SDXL,
+    fail,
+    problem,
+    rows,
+)
+from tests.factories import make_batch
 
 pytestmark = pytest.mark.django_db
 
@@ -145,6 +159,62 @@ def test_any_body_is_taken_whole_or_refused_whole(path, body, api):
             body = problem(response, response.status_code, code)
             assert (response.status_code == 422) == bool(body["errors"])
             assert after == before
+        transaction.set_rollback(True)
+
+
+ids = st.one_of(
+    st.lists(st.sampled_from(("failed", "cancelled", "processing", "unknown")), max_size=5),
+    anything,
+)
+plausible_retry = st.fixed_dictionaries(
+    {}, optional={"ids": ids, "settings": st.one_of(plausible_settings, anything)}
+)
+
+
+@pytest.fixture
+def known(api, owner):
+    """Paths of a batch and of one of its generations, and the ids of all by status."""
+    batch = make_batch(owner, size=4)
+    lifecycle.cancel_generation(generation=batch.generations.get(index=1))
+    admit()
+    fail(batch.generations.get(index=0))
+    items = {item.status: str(item.pk) for item in Generation.objects.all()}
+    return {
+        "batch": f"{BATCHES}{batch.pk}/",
+        "generation": f"{GENERATIONS}{items['failed']}/",
+        **items,
+        "unknown": str(uuid.uuid4()),
+    }
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    kind=st.sampled_from(("batch", "generation")),
+    action=st.sampled_from(("retry", "retry", "retry", "pause", "resume", "cancel")),
+    body=st.one_of(plausible_retry, anything),
+)
+def test_any_action_is_done_or_refused_and_refused_means_nothing_changed(
+    kind, action, body, api, known
+):
+    if isinstance(body, dict) and isinstance(body.get("ids"), list):
+        named = [known.get(one, one) if isinstance(one, str) else one for one in body["ids"]]
+        body = {**body, "ids": named}
+    api.raise_request_exception = False
+    with transaction.atomic():
+        before = rows()
+        raw = json.dumps(body).encode()
+        response = api.post(f"{known[kind]}{action}/", raw, content_type="application/json")
+        if response.status_code == 200:
+            assert api.get(known[kind]).json() == response.json()
+        else:
+            codes = {400: "invalid_json", 409: "invalid_transition", 422: "invalid"}
+            assert response.status_code in codes, response.content
+            assert response.json()["code"] == codes[response.status_code]
+            assert rows() == before
         transaction.set_rollback(True)
 
 

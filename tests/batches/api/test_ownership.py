@@ -1,5 +1,6 @@
 """What belongs to another user is not there, by any route."""
 
+import json
 import re
 import uuid
 
@@ -7,7 +8,16 @@ import pytest
 from django.urls import URLPattern, get_resolver
 
 from batches.models import Image
-from tests.batches.api.support import BATCHES, GENERATIONS, IMAGES, client_of, ids, problem
+from tests.batches.api.support import (
+    BATCHES,
+    GENERATIONS,
+    IMAGES,
+    SCHNELL,
+    client_of,
+    ids,
+    problem,
+    rows,
+)
 from tests.factories import make_batch, make_generation, make_image, make_user
 
 pytestmark = pytest.mark.django_db
@@ -49,28 +59,37 @@ def test_every_route_is_known_here():
         assert name in PUBLIC or name.split("-")[0] in OWNED, path
 
 
+def body_for(name, foreign):
+    """A body with which the owner would be served."""
+    asked = {}
+    if name.endswith("-retry"):
+        asked["settings"] = {"model": SCHNELL, "steps": 2}
+    if name == "batch-retry":
+        asked["ids"] = [str(foreign["generation"])]
+    return json.dumps(asked)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("name", "path"), [(n, p) for n, p in ROUTES if n not in PUBLIC and "<" in p]
 )
 def test_another_users_object_is_not_found(name, path, method, api, foreign):
-    address = re.sub(r"<[^>]*>", str(foreign[name.split("-")[0]]), path)
-    response = api.generic(method, address, b"{}", content_type="application/json")
+    def ask(pk):
+        address = re.sub(r"<[^>]*>", str(pk), path)
+        return api.generic(method, address, body_for(name, foreign), "application/json")
+
+    before = rows()
+    response = ask(foreign[name.split("-")[0]])
     if response.status_code == 405:
         problem(response, 405, "method_not_allowed")
         return
     problem(response, 404, "not_found")
     # Not even that it exists can be told from the answer.
-    missing = api.generic(
-        method,
-        re.sub(r"<[^>]*>", str(uuid.uuid4()), path),
-        b"{}",
-        content_type="application/json",
-    )
-    told, untold = response.json(), missing.json()
+    told, untold = response.json(), ask(uuid.uuid4()).json()
     del told["request_id"], untold["request_id"]
     assert told == untold
     assert Image.objects.filter(pk=foreign["image"]).exists()
+    assert rows() == before
 
 
 def test_the_walk_meets_the_reads_of_every_object(api, foreign):
@@ -83,6 +102,22 @@ def test_the_walk_meets_the_reads_of_every_object(api, foreign):
     }
     assert read >= {
         *("batch-detail", "generation-detail", "image-detail", "image-file", "image-thumbnail"),
+    }
+
+
+def test_the_walk_meets_all_that_is_done_with_an_object(api, foreign):
+    offered = {
+        (name, method)
+        for name, path in ROUTES
+        if name not in PUBLIC and "<" in path
+        for method in ("POST", "DELETE")
+        if api.generic(method, re.sub(r"<[^>]*>", str(uuid.uuid4()), path)).status_code == 404
+    }
+    kinds = ("batch", "generation")
+    assert offered == {
+        *((f"{kind}-{act}", "POST") for kind in kinds for act in ("pause", "resume", "cancel")),
+        *((f"{kind}-retry", "POST") for kind in kinds),
+        *((f"{kind}-detail", "DELETE") for kind in (*kinds, "image")),
     }
 
 

@@ -51,6 +51,13 @@ def test_every_route_is_documented(operations):
         ("GET", GENERATIONS),
         ("POST", GENERATIONS),
         ("GET", detail.format("generations")),
+        *(
+            ("POST", f"{detail.format(name)}{action}/")
+            for name in ("batches", "generations")
+            for action in ("pause", "resume", "cancel", "retry")
+        ),
+        ("DELETE", detail.format("batches")),
+        ("DELETE", detail.format("generations")),
         ("GET", "/api/v1/images/"),
         ("GET", detail.format("images")),
         ("DELETE", detail.format("images")),
@@ -68,17 +75,68 @@ def test_every_operation_tells_its_problems(schema, operations):
         problems = {
             status: answer for status, answer in operation["responses"].items() if status >= "4"
         }
-        expected = {"401"}
+        expected = {"401", "503"}
         if "{" in path:
             expected.add("404")
         if method == "POST":
-            expected |= {"400", "413", "415", "422"}
+            expected |= {"400", "409", "413", "415", "422"}
         assert problems.keys() >= expected, (method, path)
         for answer in problems.values():
             (content,) = answer["content"].items()
             assert content[0] == "application/problem+json"
-            assert resolved(schema, content[1]["schema"])["properties"].keys() == PROBLEM_FIELDS
+            told = resolved(schema, content[1]["schema"])["properties"].keys()
+            assert told - {"current_status"} == PROBLEM_FIELDS
             assert answer["description"]
+
+
+ACTIONS = ("pause", "resume", "cancel", "retry")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("path", [BATCHES, GENERATIONS])
+def test_an_action_documents_its_answer_and_its_refusal(path, action, schema, operations):
+    operation = operations["POST", f"{path}{{id}}/{action}/"]
+    assert operation["summary"]
+    assert ("requestBody" in operation) == (action == "retry")
+    answer = resolved(
+        schema, operation["responses"]["200"]["content"]["application/json"]["schema"]
+    )
+    assert "cancel_requested_at" in answer["properties"]
+    (refusal,) = operation["responses"]["409"]["content"].values()
+    assert "current_status" in resolved(schema, refusal["schema"])["properties"]
+
+
+def test_a_retry_needs_no_body(operations):
+    for path in (BATCHES, GENERATIONS):
+        body = operations["POST", f"{path}{{id}}/retry/"]["requestBody"]
+        assert not body.get("required")
+        assert body["content"].keys() == {"application/json"}
+        assert {} in [
+            one["value"] for one in body["content"]["application/json"]["examples"].values()
+        ]
+
+
+def test_what_makes_work_takes_an_idempotency_key(operations):
+    taken = {
+        (method, path)
+        for (method, path), operation in operations.items()
+        if any(one["name"] == "Idempotency-Key" for one in operation.get("parameters", ()))
+    }
+    assert taken == {
+        *(("POST", path) for path in (BATCHES, GENERATIONS)),
+        *(("POST", f"{path}{{id}}/retry/") for path in (BATCHES, GENERATIONS)),
+    }
+    for place in taken:
+        operation = operations[place]
+        (header,) = (one for one in operation["parameters"] if one["in"] == "header")
+        assert not header.get("required")
+        answer = operation["responses"]["200" if place[1].endswith("retry/") else "202"]
+        assert "Idempotent-Replayed" in answer["headers"]
+
+
+def test_a_database_that_is_away_is_documented_with_its_wait(operations):
+    for operation in operations.values():
+        assert "Retry-After" in operation["responses"]["503"]["headers"]
 
 
 def test_every_operation_needs_a_token_but_those_for_signed_files(operations):

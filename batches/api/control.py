@@ -1,0 +1,130 @@
+"""What an owner may do with a batch or a generation, and in words why it cannot be done."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.db import transaction
+from django.shortcuts import get_object_or_404
+
+from batches import lifecycle
+from batches.api.errors import InvalidRequest, InvalidTransition
+from batches.intake import Problem, check_models, replan
+from batches.models import (
+    BATCH_OPEN,
+    GENERATION_OPEN,
+    GENERATION_RETRYABLE,
+    Batch,
+    BatchStatus,
+    Generation,
+    GenerationStatus,
+)
+
+
+def batch_refusal(batch: Batch, done: str) -> InvalidTransition:
+    """`done` is what cannot be done, such as "paused"."""
+    subject = f"A {batch.status} batch"
+    if batch.status in BATCH_OPEN:
+        if batch.cancel_requested_at is not None:
+            subject = "A batch that is being cancelled"
+        elif batch.ended_count == batch.total_count:
+            subject = "A batch of which everything has ended"
+    return InvalidTransition(f"{subject} cannot be {done}.", current_status=batch.status)
+
+
+def generation_refusal(generation: Generation, done: str) -> InvalidTransition:
+    """As `batch_refusal`; the generation knows its batch."""
+    batch, subject = generation.batch, f"A {generation.status} generation"
+    if generation.status in GENERATION_OPEN and generation.cancel_requested_at is not None:
+        subject = "A generation that is being cancelled"
+    elif generation.status == GenerationStatus.PENDING and (
+        batch is not None and batch.status == BatchStatus.PAUSED
+    ):
+        subject = "A generation of a paused batch"
+    elif generation.status in GENERATION_RETRYABLE and (
+        batch is not None and batch.status in BATCH_OPEN and batch.cancel_requested_at is not None
+    ):
+        subject = "A generation of a batch that is being cancelled"
+    return InvalidTransition(f"{subject} cannot be {done}.", current_status=generation.status)
+
+
+def retry_batch(
+    batch: Batch, ids: Sequence[uuid.UUID] | None, overrides: Mapping[str, Any]
+) -> None:
+    """Try the failed generations of a batch once more, or those of these ids: all, or none.
+
+    Raises `InvalidRequest` or `InvalidTransition`.
+    """
+    chosen = _chosen(batch, ids)
+    if _retry(batch, chosen, overrides, needed=len(chosen) if ids else 1):
+        return
+    # Somebody else was faster, or the batch is being cancelled.
+    batch = get_object_or_404(Batch.objects.owned_by(batch.owner_id), pk=batch.pk)
+    if batch.cancel_requested_at is None:
+        _chosen(batch, ids)
+    raise batch_refusal(batch, "retried")
+
+
+def retry_generation(generation: Generation, overrides: Mapping[str, Any]) -> None:
+    """Try one generation once more. Raises `InvalidRequest` or `InvalidTransition`."""
+    if generation.status not in GENERATION_RETRYABLE:
+        raise generation_refusal(generation, "retried")
+    if not _retry(generation.batch, [generation], overrides, needed=1):
+        own = Generation.objects.owned_by(generation.owner_id).select_related("batch")
+        raise generation_refusal(get_object_or_404(own, pk=generation.pk), "retried")
+
+
+def _chosen(batch: Batch, ids: Sequence[uuid.UUID] | None) -> list[Generation]:
+    return _of_ids(batch, ids) if ids else _failed(batch)
+
+
+def _failed(batch: Batch) -> list[Generation]:
+    failed = batch.generations.filter(status=GenerationStatus.FAILED).order_by("index")
+    if not failed:
+        raise InvalidTransition(
+            f"A {batch.status} batch has no failed generations to retry.",
+            current_status=batch.status,
+        )
+    return list(failed)
+
+
+def _of_ids(batch: Batch, ids: Sequence[uuid.UUID]) -> list[Generation]:
+    """The generations of these ids, which must be the batch's and may be retried."""
+    found = {generation.pk: generation for generation in batch.generations.filter(pk__in=ids)}
+    unknown = [
+        Problem(f"ids.{index}", "unknown_id", f"This batch has no generation {one}.")
+        for index, one in enumerate(ids)
+        if one not in found
+    ]
+    if unknown:
+        raise InvalidRequest(unknown)
+    chosen = [found[one] for one in ids]
+    for generation in chosen:
+        if generation.status not in GENERATION_RETRYABLE:
+            raise InvalidTransition(
+                f"Generation {generation.pk} is {generation.status}; "
+                "only failed and cancelled ones can be retried.",
+                current_status=generation.status,
+            )
+    return chosen
+
+
+def _retry(
+    batch: Batch | None,
+    generations: Sequence[Generation],
+    overrides: Mapping[str, Any],
+    *,
+    needed: int,
+) -> bool:
+    """`False`: fewer than `needed` can be retried any more, and so nothing was changed."""
+    plans = replan(generations, overrides) if overrides else check_models(generations)
+    if isinstance(plans, list):
+        if plans:
+            raise InvalidRequest(plans)
+        plans = {}
+    with transaction.atomic():
+        retried = lifecycle.retry_generations(batch=batch, generations=generations, plans=plans)
+        is_done = retried >= needed
+        if not is_done:
+            transaction.set_rollback(True)
+    return is_done

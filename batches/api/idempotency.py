@@ -1,0 +1,138 @@
+"""`Idempotency-Key`: a request that is sent again is answered again, and done once.
+
+A key belongs to a user, a method and a path. The answer is stored in the transaction that does
+the work, so there are both or neither; only an answer of success is, so a refused request leaves
+its key free. While that transaction runs, an advisory lock stands for the key.
+
+Source: draft-ietf-httpapi-idempotency-key-header-07, read 2026-11-20
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models.functions import Now
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from batches.api.errors import IdempotencyKeyInUse, IdempotencyKeyReused, InvalidIdempotencyKey
+from batches.models import IdempotentRequest
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+
+HEADERS = (
+    OpenApiParameter(
+        "Idempotency-Key",
+        str,
+        OpenApiParameter.HEADER,
+        description="Of your choice, 1 to 255 visible ASCII characters. The same request with the "
+        "same key is done once: for 24 hours its answer is given again.",
+    ),
+    OpenApiParameter(
+        "Idempotent-Replayed",
+        {"type": "string", "enum": ["true"]},
+        OpenApiParameter.HEADER,
+        response=[200, 202],
+        description="Present when the answer is that of an earlier request with the same key.",
+    ),
+)
+
+
+def idempotent(act: Callable[..., Response]) -> Callable[..., Response]:
+    """Wraps a view's method that creates work.
+
+    Raises `InvalidIdempotencyKey`, `IdempotencyKeyReused` or `IdempotencyKeyInUse`.
+    """
+
+    @wraps(act)
+    def once(view: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+        header = request.headers.get("Idempotency-Key")
+        if header is None:
+            return act(view, request, *args, **kwargs)
+        scope = {
+            "owner_id": request.user.pk,
+            "method": request.method,
+            "path": request.path,
+            "key": parse_key(header),
+        }
+        payload = digest(request.data)
+        with transaction.atomic():
+            # In this order: what was stored before the lock could be had is seen.
+            is_ours = _lock(scope)
+            if stored := _stored(scope):
+                if stored.payload_sha256 != payload:
+                    raise IdempotencyKeyReused
+                return _replay(stored)
+            if not is_ours:
+                raise IdempotencyKeyInUse
+            response = act(view, request, *args, **kwargs)
+            _store(scope, payload, response)
+        return response
+
+    return once
+
+
+def parse_key(header: str) -> str:
+    """The key in a header, as a structured field's string or bare."""
+    key = header
+    if header.startswith('"'):
+        quoted = _QUOTED.fullmatch(header)
+        key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else ""
+    if not _KEY.fullmatch(key):
+        raise InvalidIdempotencyKey
+    return key
+
+
+def digest(payload: Any) -> str:
+    """Equal for equal bodies, whatever the order of their fields and the space between."""
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _lock(scope: dict[str, Any]) -> bool:
+    """Claim a key until the end of the transaction; `False`: somebody else has."""
+    name = hashlib.sha256(json.dumps(list(scope.values())).encode()).digest()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_try_advisory_xact_lock(%s)",
+            [int.from_bytes(name[:8], "big", signed=True)],
+        )
+        (is_ours,) = cursor.fetchone()
+    return bool(is_ours)
+
+
+def _stored(scope: dict[str, Any]) -> IdempotentRequest | None:
+    return IdempotentRequest.objects.filter(
+        **scope, created_at__gt=Now() - IdempotentRequest.KEPT
+    ).first()
+
+
+def _store(scope: dict[str, Any], payload: str, response: Response) -> None:
+    row = IdempotentRequest(
+        **scope,
+        payload_sha256=payload,
+        status=response.status_code,
+        location=response.get("Location", ""),
+        body=json.loads(JSONRenderer().render(response.data)),
+    )
+    # In place of one that has expired and is still there.
+    IdempotentRequest.objects.bulk_create(
+        [row],
+        update_conflicts=True,
+        unique_fields=["owner", "method", "path", "key"],
+        update_fields=["payload_sha256", "status", "location", "body", "created_at"],
+    )
+
+
+def _replay(stored: IdempotentRequest) -> Response:
+    headers = {"Idempotent-Replayed": "true"}
+    if stored.location:
+        headers["Location"] = stored.location
+    return Response(stored.body, status=stored.status, headers=headers)
