@@ -7,7 +7,7 @@ again by the sweep when whoever may still have been writing has surely ended.
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -37,18 +37,17 @@ def discard(*folders: str) -> None:
             """,
             [settings.LEASE_SECONDS + GRACE_S, list(folders)],
         )
-    for folder in folders:
-        transaction.on_commit(partial(clean, folder))
+    transaction.on_commit(partial(clean, *folders))
 
 
-def clean(folder: str) -> bool:
+def clean(*folders: str) -> bool:
     """Delete what is not needed; whether nothing had to be left for later.
 
     Generations keep their rows locked meanwhile, so none can begin to write.
     """
     try:
         with transaction.atomic():
-            names = list(_names_below(folder))
+            names = list(_names_below(folders))
             busy, needed = _writing(names), _needed(names)
             for name in names:
                 if name not in needed and _generation_of(name) not in busy:
@@ -56,7 +55,7 @@ def clean(folder: str) -> bool:
             return not busy
     # Whatever a storage raises: they have no exception in common.
     except Exception:
-        logger.exception("cannot clean %s, it is tried again", folder)
+        logger.exception("cannot clean %s, it is tried again", ", ".join(folders))
         return False
 
 
@@ -73,15 +72,15 @@ def clean_due(limit: int) -> int:
     return done
 
 
-def _names_below(folder: str) -> Iterator[str]:
-    folders = [folder]
-    while folders:
-        parent = folders.pop()
+def _names_below(folders: Sequence[str]) -> Iterator[str]:
+    to_list = list(folders)
+    while to_list:
+        parent = to_list.pop()
         try:
             subfolders, files = default_storage.listdir(parent)
         except FileNotFoundError:
             continue
-        folders += [f"{parent}/{name}" for name in subfolders]
+        to_list += [f"{parent}/{name}" for name in subfolders]
         yield from (f"{parent}/{name}" for name in files)
 
 

@@ -5,8 +5,9 @@ import sys
 from typing import Any
 
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.signals import task_prerun, worker_init, worker_process_init
-from kombu import Queue
+from kombu import Connection, Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "picture.settings")
 
@@ -24,7 +25,22 @@ def celery_url(redis_url: str) -> str:
 QUEUES = ("generate", "download", "control", "webhooks")
 BROKER_URL = celery_url(settings.REDIS_URL)
 
-app = Celery("picture", include=["worker.tasks"])
+
+class Broker(Connection):
+    """Looks every two seconds whether a broker that is away is back.
+
+    kombu's own pauses grow to half a minute, and there is no setting for them.
+    """
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        return super().ensure_connection(*args, **{"interval_max": 2, **options})
+
+
+class Amqp(AMQP):
+    Connection = Broker
+
+
+app = Celery("picture", include=["worker.tasks"], amqp=Amqp)
 app.conf.update(
     broker_url=BROKER_URL,
     result_backend=BROKER_URL,
