@@ -725,6 +725,8 @@ def resume_batch(*, batch: Batch) -> bool:
             _move_batches(paused, BatchStatus.PROCESSING)
         ):
             raise _Refused
+        # And what was held back until the batch was locked, see `requeue_generation`.
+        _let_go(batch.owner_id, _ids(_of_batch(batch, GenerationStatus.PENDING)))
         return True
     return False
 
@@ -745,8 +747,9 @@ def cancel_batch(*, batch: Batch) -> bool:
 def delete_batch(*, batch: Batch) -> bool:
     """Delete a batch with its images. What runs is cancelled, and gone when that has ended."""
     with _by_owner():
-        _, ended = _cancel(_of_batch(batch, *GENERATION_OPEN))
+        # First, since it locks all of them: the lane's turn is after the generations.
         batch.generations.update(deleted_at=Now())
+        _, ended = _cancel(_of_batch(batch, *GENERATION_OPEN))
         Image.objects.filter(generation__batch=batch.pk).delete()
         if not Batch.objects.filter(pk=batch.pk, deleted_at=None).update(
             deleted_at=Now(),
@@ -791,10 +794,10 @@ def delete_generation(*, generation: Generation) -> bool:
     with _by_owner():
         if generation.batch_id is not None:
             raise _Refused
-        _cancel([generation])
         row = Generation.objects.filter(pk=generation.pk, deleted_at=None)
         if not row.update(deleted_at=Now(), version=F("version") + 1):
             raise _Refused
+        _cancel([generation])
         Image.objects.filter(generation=generation.pk).delete()
         cleanup.discard(image_folder(generation))
         _remove_deleted_generations(Q(pk=generation.pk))
