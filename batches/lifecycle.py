@@ -165,14 +165,15 @@ def _move(
 
     `allowed` narrows down what `GENERATION_FROM` says; `by_owner`: it goes beyond that.
     `attempt_count` is the admission that the caller acts for: a late delivery of an earlier one
-    finds the status it expects and must not move what belongs to the next. What is to be
-    cancelled goes nowhere else. `assignments` is SQL: the most frequent write of all is not built
-    anew each time.
+    finds the status it expects and must not move what belongs to the next. What its owner has
+    asked to be cancelled goes nowhere else, and nothing else goes there. `assignments` is SQL:
+    the most frequent write of all is not built anew each time.
     """
     assert by_owner or set(allowed) <= set(GENERATION_FROM[to])
     conditions = ""
-    if to != GenerationStatus.CANCELLED and not by_owner:
-        conditions += " AND cancel_requested_at IS NULL"
+    if not by_owner:
+        is_cancel = to == GenerationStatus.CANCELLED
+        conditions += f" AND cancel_requested_at IS {'NOT NULL' if is_cancel else 'NULL'}"
     if attempt_count is not None:
         conditions += " AND attempt_count = %s"
     with connection.cursor() as cursor:
@@ -279,16 +280,17 @@ def begin_attempt(*, generation: Generation) -> Attempt:
 
 
 def record_submission(*, attempt: Attempt, prediction: Prediction) -> bool:
-    """Keep the provider's id of an accepted submission, if none is known yet.
+    """Keep the provider's id of an accepted submission.
 
-    Raises IntegrityError when another attempt has it.
+    `False`: one is known already, or another attempt has it.
     """
-    with transaction.atomic():
+    with contextlib.suppress(IntegrityError), transaction.atomic():
         return bool(
             Attempt.objects.filter(pk=attempt.pk, provider_id=None).update(
                 provider_id=prediction.id, submitted_at=Now()
             )
         )
+    return False
 
 
 def record_lost_answer(*, attempt: Attempt, failure: Failure) -> None:
@@ -664,6 +666,7 @@ def _cancel(generations: Sequence[Generation]) -> tuple[int, list[_Moved]]:
             GenerationStatus.QUEUED,
             GenerationStatus.DOWNLOADING,
         ],
+        by_owner=True,
     )
     if downloading := {one.id for one in ended if one.was == GenerationStatus.DOWNLOADING}:
         Lease.objects.filter(generation__in=downloading).delete()  # without a slot by then

@@ -221,85 +221,102 @@ def generate(self: Task, generation_id: str, lease_id: str, turn: int | None = N
 
 
 def _generate(task: Task, work: AtWork) -> Outcome:
-    generation, attempt = work.generation, work.attempt
-    provider = get_provider(generation.provider)
+    attempt = work.attempt
+    provider = get_provider(work.generation.provider)
     left_s = settings.GENERATION_DEADLINE - work.elapsed_s
-    circuit_open = False
-    answer: Prediction | Failure
-
     if attempt is None:
-        if generation.cancel_requested_at is not None:
-            return _overtaken(work, None, Failure(ErrorClass.CANCELED, "Nothing was submitted."))
-        if left_s <= 0:
-            return _fail_late(work, None)
-        try:
-            attempt = lifecycle.begin_attempt(generation=generation)
-        except IntegrityError:  # a delivery that was woken for the same lease is doing it
-            _look_again(task, work, STOPPING_LOOK_S)
-        answer = _submit(provider, work, attempt, left_s)
-        if isinstance(answer, Failure) and answer.error_class in AWAY:
-            circuit_open = pools.record_unavailable(
-                name=generation.provider, message=answer.message
-            )
-        elif work.provider_failures:
-            pools.record_available(name=generation.provider)
-        if isinstance(answer, Failure) and answer.error_class == ErrorClass.TIMEOUT_UNKNOWN:
-            lifecycle.record_lost_answer(attempt=attempt, failure=answer)
-            _look_again(task, work, FIND_EVERY_S)
-    elif attempt.provider_id is None:
-        return _find(task, provider, work, attempt, left_s)
-    elif attempt.report is not None and (report := provider.read(attempt.report)):
-        answer = report
-    else:
-        is_to_stop = generation.cancel_requested_at is not None or left_s <= 0
-        answer = (provider.cancel if is_to_stop else provider.fetch)(attempt.provider_id)
-        if isinstance(answer, Failure):
-            if left_s < -CANCEL_GRACE_S:
-                return _fail_late(work, attempt)
-            if answer.error_class in pools.STOPPING:
-                _stop_pool(generation.provider, answer)
-            if answer.error_class != ErrorClass.NOT_FOUND:
-                # Not being able to look says nothing about the work.
-                logger.warning("generation %s: cannot look: %s", generation.pk, answer.message)
-                _look_again(
-                    task, work, min(answer.retry_after_s or looks.MAX_LOOK_S, MAX_PUT_OFF_S)
-                )
-
-    if isinstance(answer, Failure):
-        return _retry_or_fail(work, attempt, answer, circuit_open=circuit_open)
+        return _start(task, provider, work, left_s)
     if attempt.provider_id is None:
+        return _find(task, provider, work, attempt, left_s)
+    if attempt.report is not None and (report := provider.read(attempt.report)):
+        return _proceed(task, work, attempt, report, left_s)
+    if left_s < -CANCEL_GRACE_S:
+        return _fail_late(work, attempt)
+    answer = _look(task, provider, work, attempt, left_s)
+    if isinstance(answer, Failure):
+        return _retry_or_fail(work, attempt, answer)
+    return _proceed(task, work, attempt, answer, left_s)
+
+
+def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outcome:
+    """Make the one submission of this admission."""
+    generation = work.generation
+    if generation.cancel_requested_at is not None:
+        return _overtaken(work, None, Failure(ErrorClass.CANCELED, "Nothing was submitted."))
+    if left_s <= 0:
+        return _fail_late(work, None)
+    try:
+        attempt = lifecycle.begin_attempt(generation=generation)
+    except IntegrityError:  # a delivery that was woken for the same lease is doing it
+        _look_again(task, work, STOPPING_LOOK_S)
+    answer = _submit(provider, work, attempt, left_s)
+    if isinstance(answer, Prediction):
         logger.info("generation %s: submitted as %s", generation.pk, answer.id)
+        if work.provider_failures:
+            pools.record_available(name=generation.provider)
         if not answer.outputs:  # else it is recorded together with them
             lifecycle.record_submission(attempt=attempt, prediction=answer)
-    if not answer.is_terminal:
-        if left_s < -CANCEL_GRACE_S:
-            return _fail_late(work, attempt)
-        if generation.cancel_requested_at is not None or left_s <= 0:
+        return _proceed(task, work, attempt, answer, left_s)
+    circuit_open = False
+    if answer.error_class in AWAY:
+        circuit_open = pools.record_unavailable(name=generation.provider, message=answer.message)
+    elif work.provider_failures:
+        pools.record_available(name=generation.provider)
+    if answer.error_class == ErrorClass.TIMEOUT_UNKNOWN:
+        lifecycle.record_lost_answer(attempt=attempt, failure=answer)
+        _look_again(task, work, FIND_EVERY_S)
+    return _retry_or_fail(work, attempt, answer, circuit_open=circuit_open)
+
+
+# That nobody is there, or nobody answers.
+AWAY = (ErrorClass.PROVIDER_UNAVAILABLE, ErrorClass.TIMEOUT_UNKNOWN)
+
+
+def _look(
+    task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s: float
+) -> Prediction | Failure:
+    """Look once, or have it stopped where it is to stop. A failure says that it is not there."""
+    assert attempt.provider_id is not None
+    is_to_stop = work.generation.cancel_requested_at is not None or left_s <= 0
+    answer = (provider.cancel if is_to_stop else provider.fetch)(attempt.provider_id)
+    if isinstance(answer, Prediction) or answer.error_class == ErrorClass.NOT_FOUND:
+        return answer
+    # Not being able to look says nothing about the work.
+    logger.warning("generation %s: cannot look: %s", work.generation.pk, answer.message)
+    if answer.error_class in pools.STOPPING:
+        _stop_pool(work.generation.provider, answer)
+    _look_again(task, work, min(answer.retry_after_s or looks.MAX_LOOK_S, MAX_PUT_OFF_S))
+
+
+def _proceed(
+    task: Task, work: AtWork, attempt: Attempt, prediction: Prediction, left_s: float
+) -> Outcome:
+    """Go on from what the provider says: wait, hand over to the download, or record a failure."""
+    generation = work.generation
+    is_cancelled = generation.cancel_requested_at is not None
+    if not prediction.is_terminal:
+        if is_cancelled or left_s <= 0:
             _look_again(task, work, STOPPING_LOOK_S)
         usual = looks.usual_s(generation.model)
-        progress = answer.progress
+        progress = prediction.progress
         if progress is None:
             progress = min(int(100 * work.submitted_s / usual), 95)
         reports = callback_url(attempt) is not None
         wait_s = looks.next_look_s(work.submitted_s, usual, reports=reports)
         _look_again(task, work, min(wait_s, max(left_s, STOPPING_LOOK_S)), progress)
-    if answer.failure is not None:
-        if generation.cancel_requested_at is not None:
-            return _overtaken(work, attempt, answer)
+    if prediction.failure is not None:
+        if is_cancelled:
+            return _overtaken(work, attempt, prediction)
         if left_s <= 0:
             return _fail_late(work, attempt)
-        return _retry_or_fail(work, attempt, answer.failure)
-    logger.info("generation %s: %s is done", generation.pk, answer.id)
-    cost_usd = _cost_usd(generation, answer)
+        return _retry_or_fail(work, attempt, prediction.failure)
+    logger.info("generation %s: %s is done", generation.pk, prediction.id)
+    cost_usd = _cost_usd(generation, prediction)
     if not lifecycle.begin_download(
-        generation=generation, attempt=attempt, prediction=answer, cost_usd=cost_usd
+        generation=generation, attempt=attempt, prediction=prediction, cost_usd=cost_usd
     ):
-        return _overtaken(work, attempt, answer, cost_usd)
+        return _overtaken(work, attempt, prediction, cost_usd)
     return {"status": GenerationStatus.DOWNLOADING, "turn": work.turn}
-
-
-# That nobody is there, or nobody answers.
-AWAY = (ErrorClass.PROVIDER_UNAVAILABLE, ErrorClass.TIMEOUT_UNKNOWN)
 
 
 def _look_again(
@@ -423,8 +440,7 @@ def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s
         # Submissions of the same input cannot be told apart, and need not be; but one whose
         # answer is still to come must not lose its prediction to us.
         if not Attempt.objects.has_rivals(attempt, generation.input, since, submit_timeout_s()):
-            with contextlib.suppress(IntegrityError):  # somebody else has found it as well
-                lifecycle.record_submission(attempt=attempt, prediction=unclaimed[0])
+            lifecycle.record_submission(attempt=attempt, prediction=unclaimed[0])
         _look_again(task, work, looks.MIN_LOOK_S)
     if work.attempted_s < submit_timeout_s() + LISTED_WITHIN_S:
         _look_again(task, work, FIND_EVERY_S)

@@ -349,9 +349,11 @@ def test_the_database_refuses_a_second_open_attempt():
 def test_the_database_refuses_the_same_prediction_twice():
     _, one = start(make_generation())
     _, two = start(make_generation())
-    lifecycle.record_submission(attempt=one, prediction=DONE)
+    assert lifecycle.record_submission(attempt=one, prediction=DONE)
+    assert not lifecycle.record_submission(attempt=two, prediction=DONE)
+    assert not lifecycle.record_submission(attempt=one, prediction=DONE)
     with pytest.raises(IntegrityError), transaction.atomic():
-        lifecycle.record_submission(attempt=two, prediction=DONE)
+        Attempt.objects.filter(pk=two.pk).update(provider_id=DONE.id, submitted_at=Now())
 
 
 def test_progress_never_moves_backwards():

@@ -33,7 +33,7 @@ KEY = b"the key of these tests, nobody else's"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 PUBLISH = canvas.publish
 # What the receiver may ask the database for, savepoints aside.
-QUERIES_OF_A_REPORT = 5
+QUERIES_OF_A_REPORT = 6
 
 
 @pytest.fixture(autouse=True)
@@ -378,6 +378,18 @@ def test_what_was_signed_long_ago_or_long_hence_is_refused(published, age_s):
 def test_clocks_may_differ_by_minutes(published, age_s):
     attempt = submitted()
     assert deliver(attempt, time_s=int(time.time()) - age_s).status_code == 204
+    assert len(published) == 1
+
+
+@pytest.mark.parametrize("wrong_s", [-3_600, 3_600])
+def test_the_clock_of_this_machine_does_not_matter(published, monkeypatch, wrong_s):
+    attempt = submitted()
+    now = time.time
+    body = body_of()
+    headers = signed(body)
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time", lambda: now() + wrong_s)
+        assert deliver(attempt, body, headers=headers).status_code == 204
     assert len(published) == 1
 
 
