@@ -947,8 +947,9 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
     def take_over(self, limit: int) -> list["TakenOver"]:
         """Leases that have run out, each prolonged for the message that is now to be sent.
 
-        One that was held by a delivery counts as a crash; the others lost their message, or it
-        waits in a long queue: then whichever comes first takes the turn.
+        One that was held by a delivery counts as a crash, and goes first. The others lost their
+        message, or it waits in a long queue: then whichever comes first takes the turn. So that a
+        long queue does not grow by that, each of these waits for as long again as it has.
         """
         with connection.cursor() as cursor:
             cursor.execute(
@@ -956,10 +957,14 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
                 WITH expired AS (
                     SELECT id, is_held FROM batches_lease
                     WHERE expires_at < statement_timestamp()
-                    ORDER BY expires_at LIMIT %s FOR UPDATE SKIP LOCKED
+                    ORDER BY is_held DESC, holds_slot DESC, expires_at
+                    LIMIT %s FOR UPDATE SKIP LOCKED
                 ), taken AS (
                     UPDATE batches_lease lease
-                    SET expires_at = statement_timestamp() + make_interval(secs => %s),
+                    SET expires_at = statement_timestamp() + GREATEST(
+                            make_interval(secs => %s),
+                            CASE WHEN NOT expired.is_held
+                            THEN statement_timestamp() - created_at END),
                         is_held = false, crash_count = crash_count + expired.is_held::int
                     FROM expired WHERE lease.id = expired.id
                     RETURNING lease.id, generation_id, turn, crash_count

@@ -91,6 +91,30 @@ def test_a_delivery_that_died_is_taken_over_with_the_next_turn(published):
     assert take_turn(published[0])
 
 
+def test_those_that_wait_are_sent_again_ever_more_seldom(published, settings):
+    make_generation()
+    admit()
+    Lease.objects.update(created_at=Now() - timedelta(hours=1))
+    expire()
+    sweeper.sweep()
+    assert len(published) == 1
+    soon = Now() + timedelta(minutes=59)
+    assert Lease.objects.filter(expires_at__gt=soon).exists()
+    take_turn(published[0])
+    assert not Lease.objects.filter(expires_at__gt=soon).exists()
+
+
+def test_the_dead_go_before_those_that_wait(monkeypatch, published):
+    monkeypatch.setattr(sweeper, "LIMIT", 1)
+    make_batch(size=2)
+    first, second = admit().admitted
+    take_turn(second)
+    expire()
+    Lease.objects.filter(pk=first.lease_id).update(expires_at=Now() - timedelta(minutes=5))
+    sweeper.sweep()
+    assert [one.lease_id for one in published] == [second.lease_id]
+
+
 def test_a_delivery_that_was_put_off_in_order_is_no_crash(published):
     make_generation()
     (member,) = admit().admitted
