@@ -102,6 +102,7 @@ def test_those_that_wait_are_sent_again_ever_more_seldom(published, settings):
     assert Lease.objects.filter(expires_at__gt=soon).exists()
     take_turn(published[0])
     assert not Lease.objects.filter(expires_at__gt=soon).exists()
+    Lease.objects.update(created_at=Now())
 
 
 def test_the_dead_go_before_those_that_wait(monkeypatch, published):
