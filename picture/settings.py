@@ -251,7 +251,9 @@ STORAGES = {
 
 # --- Django ----------------------------------------------------------------------------------
 INSTALLED_APPS = [
-    "django.contrib.admin",
+    # Before the admin, a template of which it extends under the same name.
+    "batches.apps.BatchesConfig",
+    "batches.apps.PictureAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -265,7 +267,6 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "drf_standardized_errors",
     "picture",
-    "batches",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

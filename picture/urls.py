@@ -5,9 +5,6 @@ from django.views.generic import RedirectView
 from picture import health
 from worker.hooks import receive_webhook
 
-admin.site.site_header = admin.site.site_title = "Picture"
-admin.site.index_title = "Batches, images and the queue"
-
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="docs")),
     path("admin/", admin.site.urls),
