@@ -230,12 +230,13 @@ def _generate(task: Task, work: AtWork) -> Outcome:
         return _find(task, provider, work, attempt, left_s)
     if attempt.report is not None and (report := provider.read(attempt.report)):
         return _proceed(task, work, attempt, report, left_s)
-    if left_s < -CANCEL_GRACE_S:
-        return _fail_late(work, attempt)
-    answer = _look(task, provider, work, attempt, left_s)
-    if isinstance(answer, Failure):
+    is_to_stop = work.generation.cancel_requested_at is not None or left_s <= 0
+    answer = (provider.cancel if is_to_stop else provider.fetch)(attempt.provider_id)
+    if isinstance(answer, Prediction):
+        return _proceed(task, work, attempt, answer, left_s)
+    if answer.error_class == ErrorClass.NOT_FOUND:
         return _retry_or_fail(work, attempt, answer)
-    return _proceed(task, work, attempt, answer, left_s)
+    return _miss(task, work, attempt, answer, left_s)
 
 
 def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outcome:
@@ -272,20 +273,14 @@ def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outco
 AWAY = (ErrorClass.PROVIDER_UNAVAILABLE, ErrorClass.TIMEOUT_UNKNOWN)
 
 
-def _look(
-    task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s: float
-) -> Prediction | Failure:
-    """Look once, or have it stopped where it is to stop. A failure says that it is not there."""
-    assert attempt.provider_id is not None
-    is_to_stop = work.generation.cancel_requested_at is not None or left_s <= 0
-    answer = (provider.cancel if is_to_stop else provider.fetch)(attempt.provider_id)
-    if isinstance(answer, Prediction) or answer.error_class == ErrorClass.NOT_FOUND:
-        return answer
-    # Not being able to look says nothing about the work.
-    logger.warning("generation %s: cannot look: %s", work.generation.pk, answer.message)
-    if answer.error_class in pools.STOPPING:
-        _stop_pool(work.generation.provider, answer)
-    _look_again(task, work, min(answer.retry_after_s or looks.MAX_LOOK_S, MAX_PUT_OFF_S))
+def _miss(task: Task, work: AtWork, attempt: Attempt, failure: Failure, left_s: float) -> Outcome:
+    """Go on from a look that failed, which says nothing about the work."""
+    logger.warning("generation %s: cannot look: %s", work.generation.pk, failure.message)
+    if failure.error_class in pools.STOPPING:
+        _stop_pool(work.generation.provider, failure)
+    if left_s < -CANCEL_GRACE_S:
+        return _fail_late(work, attempt)
+    _look_again(task, work, min(failure.retry_after_s or looks.MAX_LOOK_S, MAX_PUT_OFF_S))
 
 
 def _proceed(
@@ -295,6 +290,8 @@ def _proceed(
     generation = work.generation
     is_cancelled = generation.cancel_requested_at is not None
     if not prediction.is_terminal:
+        if left_s < -CANCEL_GRACE_S:
+            return _fail_late(work, attempt)
         if is_cancelled or left_s <= 0:
             _look_again(task, work, STOPPING_LOOK_S)
         usual = looks.usual_s(generation.model)

@@ -358,6 +358,28 @@ def test_a_provider_that_never_confirms_the_cancel_is_waited_for_only_so_long(pr
     assert generation.error_code == "timeout_run"
 
 
+def test_work_that_is_looked_at_very_late_may_still_have_succeeded(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    Lease.objects.update(created_at=Now() - timedelta(seconds=700))
+    provider.answers = [succeeded()]
+    assert run(member) == "downloading"
+
+
+def test_a_provider_that_cannot_be_asked_is_waited_for_only_so_long(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    Lease.objects.update(created_at=Now() - timedelta(seconds=670))
+    provider.answers = [Failure(ErrorClass.PROVIDER_UNAVAILABLE, "502")]
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert (generation.error_code, provider.cancelled) == ("timeout_run", ["p1"])
+
+
 def test_the_provider_is_told_to_stop_by_itself(provider):
     _, member = start()
     provider.answers = [running()]
