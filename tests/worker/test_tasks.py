@@ -359,7 +359,7 @@ def test_a_provider_that_never_confirms_the_cancel_is_waited_for_only_so_long(pr
 
 
 def test_work_that_is_looked_at_very_late_may_still_have_succeeded(provider):
-    generation, member = start()
+    _, member = start()
     provider.answers = [running()]
     with pytest.raises(Retry):
         run(member)
