@@ -294,10 +294,14 @@ def record_submission(*, attempt: Attempt, prediction: Prediction) -> bool:
 
 
 def record_lost_answer(*, attempt: Attempt, failure: Failure) -> None:
-    """Keep that the answer to a submission is not coming any more."""
-    Attempt.objects.filter(pk=attempt.pk, outcome=AttemptOutcome.OPEN, provider_id=None).update(
-        error_class=failure.error_class, error_message=failure.message
-    )
+    """Keep that the answer to a submission is not coming any more.
+
+    If it was given up meanwhile as one that never arrived, it may have arrived after all.
+    """
+    told = {"error_class": failure.error_class, "error_message": failure.message}
+    unanswered = Attempt.objects.filter(pk=attempt.pk, provider_id=None)
+    if not unanswered.filter(outcome=AttemptOutcome.OPEN).update(**told):
+        unanswered.update(outcome=AttemptOutcome.SUBMISSION_UNKNOWN, **told)
 
 
 def put_off(*, work: AtWork, progress: int) -> None:

@@ -635,7 +635,7 @@ def image_folder(generation: Generation) -> str:
 
 
 def image_key(image: "Image", filename: str) -> str:
-    """owner/batch/generation/name: the same generation always writes the same keys."""
+    """owner/batch/generation/name: the same attempt always writes the same keys."""
     return f"{image_folder(image.generation)}/{filename}"
 
 

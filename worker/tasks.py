@@ -522,7 +522,7 @@ def _download(task: Task, work: AtWork, tries: int) -> Outcome:
     provider = get_provider(generation.provider)
     stored: list[Image] = []
     for index, url in enumerate(attempt.outputs):
-        image = _fetch(provider, url, generation, index)
+        image = _fetch(provider, url, attempt, index)
         if isinstance(image, Failure):
             is_late = work.elapsed_s > settings.GENERATION_DEADLINE + CANCEL_GRACE_S
             if tries < FETCH_LIMITS.get(image.error_class, 0) and not is_late:
@@ -543,8 +543,12 @@ def _download(task: Task, work: AtWork, tries: int) -> Outcome:
     return GenerationStatus.COMPLETED
 
 
-def _fetch(provider: Provider, url: str, generation: Generation, index: int) -> Image | Failure:
+def _fetch(provider: Provider, url: str, attempt: Attempt, index: int) -> Image | Failure:
     """One output in storage, its row not saved yet. A failure leaves no file behind."""
+    generation = attempt.generation
+    # Within an attempt the bytes are the same, whoever writes them. One that was held up must not
+    # write those of its attempt over those of a later one.
+    stem = str(index) if attempt.number == 1 else f"{index}-{attempt.number}"
     image = Image(generation=generation, owner_id=generation.owner_id, index=index)
     names: list[str] = []
     try:
@@ -563,7 +567,7 @@ def _fetch(provider: Provider, url: str, generation: Generation, index: int) -> 
             image.format = verified.format
             image.width, image.height = verified.width_px, verified.height_px
             image.size_bytes, image.sha256 = verified.size_bytes, verified.sha256
-            names = [f"{index}.{verified.extension}", f"{index}.thumbnail.webp"]
+            names = [f"{stem}.{verified.extension}", f"{stem}.thumbnail.webp"]
             file.seek(0)
             image.file.save(names[0], File(file), save=False)
             image.thumbnail.save(names[1], ContentFile(verified.thumbnail), save=False)

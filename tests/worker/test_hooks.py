@@ -4,6 +4,9 @@ import base64
 import hashlib
 import hmac
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -617,6 +620,45 @@ def test_a_broker_that_is_away_does_not_keep_a_report_out(monkeypatch, error):
         assert deliver(attempt).status_code == 204
     attempt.refresh_from_db()
     assert attempt.report is not None
+
+
+# As in the web process, which knows the tasks by name only.
+PUBLISH_ELSEWHERE = """
+import time, uuid
+import django
+django.setup()
+import picture.urls
+from celery import current_app
+from batches.models import Member
+from worker import canvas
+assert not [name for name in current_app._tasks if name.startswith("work.")]
+member = Member(uuid.uuid4(), uuid.uuid4(), 0, uuid.uuid4(), 0, True)
+began = time.monotonic()
+try:
+    canvas.publish(member)
+except Exception as error:
+    print("raised", type(error).__module__, type(error).__name__, time.monotonic() - began)
+"""
+
+
+def test_a_broker_that_is_away_is_given_up_within_moments():
+    env = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "picture.settings",
+        "REDIS_URL": "redis://127.0.0.1:9/0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PUBLISH_ELSEWHERE],
+        cwd=django_settings.BASE_DIR,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    (raised,) = [line.split() for line in done.stdout.splitlines() if line.startswith("raised")]
+    # One of those that the receiver expects; a web thread has waited for it.
+    assert raised[1:3] == ["kombu.exceptions", "OperationalError"], done.stderr
+    assert float(raised[3]) < 10
 
 
 def test_the_message_is_in_the_queue_when_the_provider_is_answered(monkeypatch):

@@ -954,3 +954,44 @@ def test_only_work_counts_towards_the_deadline(provider):
     assert run(member) == "failed"
     generation.refresh_from_db()
     assert generation.error_code == "timeout_run"
+
+
+def test_an_answer_that_is_lost_after_it_was_given_up_stays_on_record(provider, monkeypatch):
+    _, member = start()
+    lose_the_answer(provider, member)
+    pass_time(LONG_ENOUGH_S)
+    provider.answers = [()]
+    with pytest.raises(Ignore):
+        run(member)
+    attempt = Attempt.objects.get()
+    assert attempt.outcome == "failed"
+    lost = Failure(ErrorClass.TIMEOUT_UNKNOWN, "it was sent after all")
+    tasks.lifecycle.record_lost_answer(attempt=attempt, failure=lost)
+    attempt.refresh_from_db()
+    assert (attempt.outcome, attempt.error_class) == ("submission_unknown", "timeout_unknown")
+
+
+def test_every_attempt_has_files_of_its_own(provider, media):
+    generation, member = start()
+    for attempt in (1, 2):
+        provider.answers = [
+            Prediction(f"p{attempt}", PredictionStatus.SUCCEEDED, outputs=(data_uri(),))
+        ]
+        assert run(member) == "downloading"
+        if attempt == 1:
+            work = Generation.objects.select_related("lease").get()
+            tasks._fetch(provider, data_uri(), work.attempts.get(), 0)
+            tasks.lifecycle.fail_generation(
+                generation=work,
+                attempt=None,
+                failure=Failure(ErrorClass.OUTPUT_EXPIRED, "gone"),
+            )
+            generation.refresh_from_db()
+            tasks.lifecycle.retry_generations(batch=None, generations=[generation])
+            (member,) = admit().admitted
+    assert fetch(generation) == "completed"
+    names = sorted(path.name for path in media.rglob("*") if path.is_file())
+    assert names == ["0-2.png", "0-2.thumbnail.webp", "0.png", "0.thumbnail.webp"]
+    tasks.cleanup.clean(tasks.image_folder(generation))
+    names = sorted(path.name for path in media.rglob("*") if path.is_file())
+    assert names == ["0-2.png", "0-2.thumbnail.webp"]
