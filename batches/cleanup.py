@@ -43,16 +43,18 @@ def discard(*folders: str) -> None:
 def clean(*folders: str) -> bool:
     """Delete what is not needed; whether nothing had to be left for later.
 
-    Generations keep their rows locked meanwhile, so none can begin to write.
+    Nothing is locked meanwhile. The order makes it safe: a file that is listed belongs to an
+    attempt of before; if that is not being downloaded afterwards, it has ended, and if it ended
+    with images, they are seen after that. Later attempts have names of their own.
     """
     try:
-        with transaction.atomic():
-            names = list(_names_below(folders))
-            busy, needed = _writing(names), _needed(names)
-            for name in names:
-                if name not in needed and _generation_of(name) not in busy:
-                    default_storage.delete(name)
-            return not busy
+        names = list(_names_below(folders))
+        busy = _writing(names)
+        needed = _needed(names)
+        for name in names:
+            if name not in needed and _generation_of(name) not in busy:
+                default_storage.delete(name)
+        return not busy
     # Whatever a storage raises: they have no exception in common.
     except Exception:
         logger.exception("cannot clean %s, it is tried again", ", ".join(folders))
@@ -97,12 +99,10 @@ def _generations_of(names: list[str]) -> set[uuid.UUID]:
 
 def _writing(names: list[str]) -> set[uuid.UUID]:
     """Ids of the generations that may be writing there now."""
-    rows = Generation.objects.filter(pk__in=_generations_of(names))
-    at_rest = rows.exclude(status=GenerationStatus.DOWNLOADING).select_for_update(
-        skip_locked=True, no_key=True
+    writing = Generation.objects.filter(
+        pk__in=_generations_of(names), status=GenerationStatus.DOWNLOADING
     )
-    held = set(at_rest.values_list("pk", flat=True))
-    return set(rows.values_list("pk", flat=True)) - held
+    return set(writing.values_list("pk", flat=True))
 
 
 def _needed(names: list[str]) -> set[str]:

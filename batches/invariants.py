@@ -56,6 +56,10 @@ def _submissions() -> list[str]:
         SELECT attempt.generation_id, attempt.number FROM batches_attempt attempt
         JOIN batches_generation generation ON generation.id = attempt.generation_id
         WHERE attempt.number NOT BETWEEN 1 AND generation.attempt_count
+        UNION ALL
+        SELECT attempt.generation_id, attempt.number FROM batches_attempt attempt
+        JOIN batches_generation generation ON generation.id = attempt.generation_id
+        WHERE outcome = 'open' AND status <> 'processing'
         """
     )
 

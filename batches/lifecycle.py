@@ -266,17 +266,54 @@ def start_generations(
         )
 
 
-def begin_attempt(*, generation: Generation) -> Attempt:
+def begin_attempt(*, generation: Generation) -> Attempt | None:
     """Record that a submission is about to be made. Must be committed before it is.
 
-    Raises IntegrityError when this admission has begun its one attempt already.
+    A compare-and-set like every other: `None` when the generation has moved on, or is to be
+    cancelled. Raises IntegrityError when this admission has begun its one attempt already.
     """
-    return Attempt.objects.create(
+    token = uuid.uuid4()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO batches_attempt
+                (generation_id, number, provider, model, callback_token, outcome, outputs,
+                 error_class, error_message, provider_code, cost_usd, created_at)
+            SELECT id, attempt_count, provider, model, %s, %s, '[]', '', '', '', 0,
+                   statement_timestamp()
+            FROM (
+                SELECT id, attempt_count, provider, model FROM batches_generation
+                WHERE id = %s AND attempt_count = %s AND status = %s
+                  AND cancel_requested_at IS NULL
+                FOR NO KEY UPDATE
+            ) generation
+            RETURNING id, created_at
+            """,
+            [
+                token,
+                AttemptOutcome.OPEN,
+                generation.pk,
+                generation.attempt_count,
+                GenerationStatus.PROCESSING,
+            ],
+        )
+        row = cursor.fetchone()
+    return row and Attempt(
+        id=row[0],
         generation=generation,
         number=generation.attempt_count,
         provider=generation.provider,
         model=generation.model,
+        callback_token=token,
+        created_at=row[1],
     )
+
+
+def _was_begun_meanwhile(generation: Generation) -> bool:
+    """Whether an attempt exists that the caller, who ends its generation, does not know of."""
+    return Attempt.objects.filter(
+        generation=generation.pk, number=generation.attempt_count
+    ).exists()
 
 
 def record_submission(*, attempt: Attempt, prediction: Prediction) -> bool:
@@ -402,7 +439,8 @@ def _end_attempt(attempt: Attempt, failure: Failure, *, unanswered: bool) -> boo
 
 
 class _Answered(Exception):
-    """A submission that was given up was answered after all: undo the transaction."""
+    """A submission that was given up was answered after all, or one was made that the caller does
+    not know of: undo the transaction."""
 
 
 def _keep_result(
@@ -517,11 +555,10 @@ def fail_generation(
         )
         if not moved:
             return False
-        if (
-            attempt is not None
-            and not _end_attempt(attempt, failure, unanswered=unanswered)
-            and unanswered
-        ):
+        if attempt is None:
+            if _was_begun_meanwhile(generation):
+                raise _Answered
+        elif not _end_attempt(attempt, failure, unanswered=unanswered) and unanswered:
             raise _Answered
         if generation.status == GenerationStatus.DOWNLOADING:
             cleanup.discard(image_folder(generation))
@@ -553,7 +590,6 @@ def complete_generation(*, generation: Generation, images: Sequence[Image]) -> b
     return True
 
 
-@transaction.atomic
 def confirm_cancel(
     *,
     generation: Generation,
@@ -566,18 +602,21 @@ def confirm_cancel(
 
     `result` is what the provider says became of the work, or why nobody can tell.
     """
-    moved = _move(
-        [generation.pk],
-        GenerationStatus.CANCELLED,
-        "finished_at = statement_timestamp(), cost_usd = cost_usd + %s",
-        [cost_usd],
-        allowed=[GenerationStatus.PROCESSING],
-        attempt_count=generation.attempt_count,
-    )
-    if not moved:
-        return False
-    if attempt is not None:
-        if isinstance(result, Failure):
+    with contextlib.suppress(_Answered), transaction.atomic():
+        moved = _move(
+            [generation.pk],
+            GenerationStatus.CANCELLED,
+            "finished_at = statement_timestamp(), cost_usd = cost_usd + %s",
+            [cost_usd],
+            allowed=[GenerationStatus.PROCESSING],
+            attempt_count=generation.attempt_count,
+        )
+        if not moved:
+            return False
+        if attempt is None:
+            if _was_begun_meanwhile(generation):
+                raise _Answered
+        elif isinstance(result, Failure):
             _end_attempt(attempt, result, unanswered=False)
         elif result.failure is not None:
             _keep_result(attempt, result, AttemptOutcome.FAILED, cost_usd)
@@ -586,14 +625,15 @@ def confirm_cancel(
             )
         else:
             _keep_result(attempt, result, AttemptOutcome.SUCCEEDED, cost_usd)
-    _end_lease(generation.pk)
-    _count_in_batch(
-        generation.batch_id,
-        "cancelled_count",
-        cost_usd=moved[0].cost_usd,
-        outside_chain=outside_chain,
-    )
-    return True
+        _end_lease(generation.pk)
+        _count_in_batch(
+            generation.batch_id,
+            "cancelled_count",
+            cost_usd=moved[0].cost_usd,
+            outside_chain=outside_chain,
+        )
+        return True
+    return False
 
 
 # --- The end of a batch -------------------------------------------------------------------------
@@ -884,7 +924,11 @@ def _reopen_batch(batch: Batch, moved: Sequence[_Moved]) -> bool:
         Batch.objects.filter(
             ended | Q(cancel_requested_at=None), pk=batch.pk, deleted_at=None
         ).update(
-            status=Case(When(ended, then=Value(BatchStatus.PROCESSING)), default=F("status")),
+            status=Case(
+                When(ended & Q(started_at=None), then=Value(BatchStatus.PENDING)),
+                When(ended, then=Value(BatchStatus.PROCESSING)),
+                default=F("status"),
+            ),
             finished_at=None,
             cancel_requested_at=None,
             has_chord=False,
@@ -925,10 +969,9 @@ def _remove_deleted_generations(generations: Q, limit: int = 1) -> int:
 @transaction.atomic
 def delete_image(*, image: Image) -> None:
     """Delete an image: its row now, its files once that is certain."""
-    deleted, _ = Image.objects.filter(pk=image.pk).delete()
-    if not deleted:
+    # Locked first, as everywhere; a second deletion waits here and finds nothing.
+    row = Generation.objects.select_for_update(no_key=True).filter(pk=image.generation_id)
+    if not row.exists() or not Image.objects.filter(pk=image.pk).delete()[0]:
         return
-    Generation.objects.filter(pk=image.generation_id).update(
-        deleted_image_count=F("deleted_image_count") + 1, version=F("version") + 1
-    )
+    row.update(deleted_image_count=F("deleted_image_count") + 1, version=F("version") + 1)
     cleanup.discard(image_folder(image.generation))

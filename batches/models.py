@@ -167,6 +167,7 @@ class Batch(models.Model):
             models.Index(
                 fields=["id"], name="batch_deleted", condition=Q(deleted_at__isnull=False)
             ),
+            models.Index(fields=["id"], name="batch_open", condition=Q(finished_at=None)),
         )
         constraints = (
             models.CheckConstraint(
@@ -407,7 +408,7 @@ class Generation(models.Model):
     provider = models.CharField(max_length=40, help_text="Also the name of its pool.")
 
     progress = models.PositiveSmallIntegerField(default=0)
-    attempt_count = models.PositiveSmallIntegerField(
+    attempt_count = models.PositiveIntegerField(
         default=0, help_text="Admissions; each may make one submission."
     )
     retry_count = models.PositiveSmallIntegerField(
@@ -552,7 +553,7 @@ class Attempt(models.Model):
         related_name="attempts",
         db_index=False,  # `attempt_number` serves
     )
-    number = models.PositiveSmallIntegerField(
+    number = models.PositiveIntegerField(
         help_text="The `attempt_count` of the admission that it belongs to."
     )
     provider = models.CharField(max_length=40)
@@ -949,7 +950,7 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
 
         One that was held by a delivery counts as a crash, and goes first. The others lost their
         message, or it waits in a long queue: then whichever comes first takes the turn. So that a
-        long queue does not grow by that, each of these waits for as long again as it has.
+        long line of downloads does not grow by that, those are sent again ever more seldom.
         """
         with connection.cursor() as cursor:
             cursor.execute(
@@ -963,8 +964,9 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
                     UPDATE batches_lease lease
                     SET expires_at = statement_timestamp() + GREATEST(
                             make_interval(secs => %s),
-                            CASE WHEN NOT expired.is_held
-                            THEN statement_timestamp() - created_at END),
+                            CASE WHEN NOT expired.is_held AND NOT holds_slot THEN
+                                LEAST(statement_timestamp() - created_at,
+                                      make_interval(secs => 5 * %s)) END),
                         is_held = false, crash_count = crash_count + expired.is_held::int
                     FROM expired WHERE lease.id = expired.id
                     RETURNING lease.id, generation_id, turn, crash_count
@@ -975,7 +977,7 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
                 JOIN batches_generation generation ON generation.id = generation_id
                 LEFT JOIN batches_batch batch ON batch.id = batch_id
                 """,
-                [limit, settings.LEASE_SECONDS],
+                [limit, settings.LEASE_SECONDS, settings.LEASE_SECONDS],
             )
             return [
                 TakenOver(Member(*row[:6]), crash_count=row[6], status=row[7])

@@ -112,11 +112,17 @@ def stop_pool(*, name: str, error_class: ErrorClass, message: str) -> None:
 @transaction.atomic
 def clear_alert(*, alert_id: int, user_id: int | None) -> bool:
     """Close an alert and let the work that it stopped go on. `False`: it was closed already."""
-    alert = Alert.objects.open().select_for_update().filter(pk=alert_id).first()
+    alert = Alert.objects.open().filter(pk=alert_id).first()
     if alert is None:
         return False
-    Alert.objects.filter(pk=alert_id).update(cleared_at=Now(), cleared_by=user_id)
-    Pool.objects.filter(name=alert.subject, stopped_by=alert.code).update(stopped_by="")
+    # The pool before the alert, as everywhere.
+    list(Pool.objects.select_for_update().filter(name=alert.subject))
+    if not Alert.objects.open().filter(pk=alert_id).update(cleared_at=Now(), cleared_by=user_id):
+        return False
+    if alert.code in STOPPING.values():
+        others = Alert.objects.open().filter(code__in=STOPPING.values(), subject=alert.subject)
+        left = others.values_list("code", flat=True).first() or ""
+        Pool.objects.filter(name=alert.subject).update(stopped_by=left)
     if alert.code == AlertCode.CIRCUIT_OPEN:
         Pool.objects.filter(name=alert.subject).update(failure_count=0, blocked_until=None)
     wake.dispatch()

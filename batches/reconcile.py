@@ -7,12 +7,15 @@ returns where to go on, `None` at the end.
 
 import logging
 import uuid
+from decimal import Decimal
+from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, Q
+from django.db.models import Count, Q, Sum
+from django.db.models.functions import Coalesce
 
 from batches.models import (
-    BATCH_OPEN,
+    GENERATION_TERMINAL,
     Alert,
     AlertCode,
     Batch,
@@ -48,7 +51,7 @@ def reconcile_lanes(after: int | None) -> int | None:
 
 
 def reconcile_batches(after: uuid.UUID | None) -> uuid.UUID | None:
-    batches = Batch.objects.filter(status__in=BATCH_OPEN, total_count__lte=ROWS_MAX)
+    batches = Batch.objects.filter(finished_at=None, total_count__lte=ROWS_MAX)
     if after is not None:
         batches = batches.filter(pk__gt=after)
     ids = list(batches.order_by("pk").values_list("pk", flat=True)[:PAGE])
@@ -57,15 +60,17 @@ def reconcile_batches(after: uuid.UUID | None) -> uuid.UUID | None:
             batch = Batch.objects.select_for_update().filter(pk=batch_id).first()
             if batch is None:
                 continue
-            counts = {
+            counts: dict[str, Any] = {
                 f"{status}_count": Count("pk", filter=Q(status=status))
                 for status in ("completed", "failed", "cancelled")
             }
+            ended = Q(status__in=GENERATION_TERMINAL)
+            counts["cost_usd"] = Coalesce(Sum("cost_usd", filter=ended), Decimal(0))
             _put_right(batch, f"batch {batch_id}", batch.generations.aggregate(**counts))
     return ids[-1] if len(ids) == PAGE else None
 
 
-def _put_right(row: Lane | Batch, subject: str, found: dict[str, int]) -> None:
+def _put_right(row: Lane | Batch, subject: str, found: dict[str, Any]) -> None:
     told = {name: getattr(row, name) for name in found}
     if told == found:
         return

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -19,7 +20,11 @@ from batches.models import Lease
 
 logger = logging.getLogger(__name__)
 
+# All that a delivery waits for has a bound; one that takes longer hangs, and others may go on.
+HELD_MAX_S = 300.0
+
 _turns: dict[uuid.UUID, int] = {}
+_since_s: dict[uuid.UUID, float] = {}
 _lock = threading.Lock()
 _pid = 0
 
@@ -29,14 +34,14 @@ def holding(lease_id: uuid.UUID, turn: int) -> Iterator[None]:
     """Prolong a lease for as long as the block takes."""
     _start()
     with _lock:
-        _turns[lease_id] = turn
+        _turns[lease_id], _since_s[lease_id] = turn, time.monotonic()
     try:
         yield
     finally:
         with _lock:
             # A later turn of the same lease may be held by now.
             if _turns.get(lease_id) == turn:
-                del _turns[lease_id]
+                del _turns[lease_id], _since_s[lease_id]
 
 
 def interval_s() -> float:
@@ -52,14 +57,16 @@ def _start() -> None:
         if _pid != os.getpid():
             _pid = os.getpid()
             _turns.clear()
+            _since_s.clear()
             threading.Thread(target=_beat, name="heartbeat", daemon=True).start()
 
 
 def _beat() -> None:
     pause = threading.Event()
     while not pause.wait(interval_s()):
+        since_s = time.monotonic() - HELD_MAX_S
         with _lock:
-            turns = dict(_turns)
+            turns = {one: turn for one, turn in _turns.items() if _since_s[one] > since_s}
         if not turns:
             continue
         try:

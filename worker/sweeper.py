@@ -35,6 +35,8 @@ from worker.providers import get_provider
 logger = logging.getLogger(__name__)
 
 LIMIT = 200
+# Folders at a time: a storage may be slow.
+CLEAN_LIMIT = 20
 # A generation that so many deliveries have died of is given up.
 POISON_AFTER = 5
 POISON = "poison"
@@ -114,6 +116,9 @@ def _give_up(taken: TakenOver) -> None:
         get_provider(generation.provider).cancel(attempt.provider_id)
     message = f"Its worker died {taken.crash_count} times while working on it."
     failure = Failure(ErrorClass.INTERRUPTED, message)
+    if attempt is not None and attempt.provider_id is None:
+        message += " It may have been charged."
+        failure = Failure(ErrorClass.TIMEOUT_UNKNOWN, message)
     if lifecycle.fail_generation(
         generation=generation, attempt=attempt, failure=failure, code=POISON, outside_chain=True
     ):
@@ -136,7 +141,7 @@ def remove_deleted() -> None:
 
 
 def clean_files() -> None:
-    cleanup.clean_due(LIMIT)
+    cleanup.clean_due(CLEAN_LIMIT)
 
 
 def forget() -> None:

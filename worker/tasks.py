@@ -9,7 +9,6 @@ a later look is on its way, or somebody else was faster. One that dies does neit
 runs out.
 """
 
-import contextlib
 import logging
 import random
 import tempfile
@@ -26,7 +25,6 @@ from celery.exceptions import Ignore
 from django.conf import settings
 from django.core.files import File
 from django.core.files.base import ContentFile
-from django.core.files.storage import default_storage
 from django.db import IntegrityError, InterfaceError, OperationalError
 
 from batches import cleanup, lifecycle, pools, scheduling, wake
@@ -39,7 +37,6 @@ from batches.models import (
     Image,
     Lease,
     image_folder,
-    image_key,
 )
 from generation import images
 from generation.catalogue import get_model
@@ -109,6 +106,8 @@ FETCH_LIMITS = {ErrorClass.DOWNLOAD_FAILED: len(FETCH_DELAYS_S), ErrorClass.BAD_
 MAX_PUT_OFF_S = 30.0
 # How long after our deadline the provider may take to confirm that it has stopped.
 CANCEL_GRACE_S = 60.0
+# How long after a submission its prediction may still be unknown to those who are asked for it.
+READABLE_WITHIN_S = 10.0
 # While a provider is stopping, it is asked this often whether it has.
 STOPPING_LOOK_S = 0.5
 # Outputs up to this size never touch the disk before they are stored.
@@ -122,10 +121,14 @@ def backoff_s(retry: int, *, delays: list[float], rand: Callable[[], float]) -> 
     return delays[retry] * (1 + JITTER * rand())
 
 
-def _retry(work: AtWork, failure: Failure) -> tuple[bool, bool, float]:
+def _retry(work: AtWork, failure: Failure, *, has_run: bool) -> tuple[bool, bool, float]:
     """Whether to try again, whether that is counted, and in how many seconds."""
     generation = work.generation
     rule = RETRY_RULES[failure.error_class]
+    if has_run and (rule.stops_pool or rule.blocks_pool_s is not None):
+        # What a model writes into its error is no word of the provider's about our account, and
+        # the run was paid.
+        rule = RetryRule()
     asked_s = min(failure.retry_after_s or 0.0, MAX_BLOCK_S)
     if rule.stops_pool:
         _stop_pool(generation.provider, failure)
@@ -148,15 +151,23 @@ def _stop_pool(provider: str, failure: Failure) -> None:
 
 
 def _retry_or_fail(
-    work: AtWork, attempt: Attempt, failure: Failure, *, circuit_open: bool = False
+    work: AtWork,
+    attempt: Attempt,
+    failure: Failure,
+    *,
+    circuit_open: bool = False,
+    has_run: bool = False,
 ) -> Outcome:
     """Record a failed attempt. Returns when that was the last one, else raises `Ignore`.
 
-    `circuit_open`: the provider is away for everybody, so it is not counted.
+    `circuit_open`: the provider is away for everybody, so it is not counted. `has_run`: it is the
+    work that failed, and not the submission.
     """
     generation = work.generation
     logger.info("generation %s: %s: %s", generation.pk, failure.error_class, failure.message)
-    retry, counts, delay_s = (True, False, 0.0) if circuit_open else _retry(work, failure)
+    retry, counts, delay_s = True, False, 0.0
+    if not circuit_open:
+        retry, counts, delay_s = _retry(work, failure, has_run=has_run)
     if retry:
         if lifecycle.requeue_generation(
             generation=generation,
@@ -174,8 +185,10 @@ def _retry_or_fail(
 # --- A database that is away --------------------------------------------------------------------
 
 # A restart of the database puts a task off; only the rows know how far it had come.
+DATABASE_GONE = (OperationalError, InterfaceError)
+DATABASE_RETRY_S = 2.0
 DATABASE_AWAY: dict[str, Any] = {
-    "autoretry_for": (OperationalError, InterfaceError),
+    "autoretry_for": DATABASE_GONE,
     "retry_backoff": True,
     "retry_backoff_max": 30,
     "max_retries": None,
@@ -217,7 +230,12 @@ def generate(self: Task, generation_id: str, lease_id: str, turn: int | None = N
     if work is None:
         return _step_aside(generation_id, lease_id, turn)
     with heartbeat.holding(work.lease_id, work.turn):
-        return _generate(self, work)
+        try:
+            return _generate(self, work)
+        except DATABASE_GONE as error:
+            # By the turn that was taken: the one in the message is over.
+            args = (generation_id, lease_id, work.turn)
+            raise self.retry(args=args, exc=error, countdown=DATABASE_RETRY_S) from error
 
 
 def _generate(task: Task, work: AtWork) -> Outcome:
@@ -234,7 +252,7 @@ def _generate(task: Task, work: AtWork) -> Outcome:
     answer = (provider.cancel if is_to_stop else provider.fetch)(attempt.provider_id)
     if isinstance(answer, Prediction):
         return _proceed(task, work, attempt, answer, left_s)
-    if answer.error_class == ErrorClass.NOT_FOUND:
+    if answer.error_class == ErrorClass.NOT_FOUND and work.submitted_s > READABLE_WITHIN_S:
         return _retry_or_fail(work, attempt, answer)
     return _miss(task, work, attempt, answer, left_s)
 
@@ -250,6 +268,8 @@ def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outco
         attempt = lifecycle.begin_attempt(generation=generation)
     except IntegrityError:  # a delivery that was woken for the same lease is doing it
         _look_again(task, work, STOPPING_LOOK_S)
+    if attempt is None:
+        return _overtaken(work, None, Failure(ErrorClass.CANCELED, "Nothing was submitted."))
     answer = _submit(provider, work, attempt, left_s)
     if isinstance(answer, Prediction):
         logger.info("generation %s: submitted as %s", generation.pk, answer.id)
@@ -306,7 +326,7 @@ def _proceed(
             return _overtaken(work, attempt, prediction)
         if left_s <= 0:
             return _fail_late(work, attempt)
-        return _retry_or_fail(work, attempt, prediction.failure)
+        return _retry_or_fail(work, attempt, prediction.failure, has_run=True)
     logger.info("generation %s: %s is done", generation.pk, prediction.id)
     cost_usd = _cost_usd(generation, prediction)
     if not lifecycle.begin_download(
@@ -372,10 +392,8 @@ def _fail_late(work: AtWork, attempt: Attempt | None) -> Outcome:
 MAX_SUBMIT_S = 15.0
 # Between two looks for a prediction whose id we have not heard.
 FIND_EVERY_S = 1.0
-# How much longer than the submission itself its prediction may take to be listed.
-LISTED_WITHIN_S = 2.0
 # How far the provider's clock may be from ours.
-CLOCKS_DIFFER = timedelta(seconds=60)
+CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 def submit_timeout_s() -> float:
@@ -384,6 +402,14 @@ def submit_timeout_s() -> float:
     No longer than a lease: whoever takes that over knows that nobody is submitting any more.
     """
     return float(min(MAX_SUBMIT_S, settings.LEASE_SECONDS))
+
+
+def listed_within_s() -> float:
+    """How long after a submission its prediction is listed at the latest, if there is one.
+
+    A good deal longer than the answer is waited for: a provider may be slower than we are patient.
+    """
+    return submit_timeout_s() + min(10.0, 0.4 * settings.LEASE_SECONDS)
 
 
 def _request(generation: Generation, attempt: Attempt, **options: Any) -> SubmitRequest:
@@ -432,14 +458,18 @@ def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s
             _look_again(task, work, max(FIND_EVERY_S, work.attempted_s / 10))
         return _give_up(task, work, attempt)
     known = set(Attempt.objects.known_ids(attempt.provider, [one.id for one in found]))
-    unclaimed = [one for one in reversed(found) if one.id not in known]
+    unclaimed = [one for one in found if one.id not in known]
     if unclaimed:
         # Submissions of the same input cannot be told apart, and need not be; but one whose
-        # answer is still to come must not lose its prediction to us.
-        if not Attempt.objects.has_rivals(attempt, generation.input, since, submit_timeout_s()):
-            lifecycle.record_submission(attempt=attempt, prediction=unclaimed[0])
+        # answer is still to come must not lose its prediction to us. The newest first: older ones
+        # may be of rows that are no more.
+        if left_s > 0 and Attempt.objects.has_rivals(
+            attempt, generation.input, since, submit_timeout_s()
+        ):
+            _look_again(task, work, FIND_EVERY_S)
+        lifecycle.record_submission(attempt=attempt, prediction=unclaimed[0])
         _look_again(task, work, looks.MIN_LOOK_S)
-    if work.attempted_s < submit_timeout_s() + LISTED_WITHIN_S:
+    if work.attempted_s < listed_within_s():
         _look_again(task, work, FIND_EVERY_S)
     failure = Failure(ErrorClass.INTERRUPTED, "The submission did not reach the provider.")
     logger.info("generation %s: %s", generation.pk, failure.message)
@@ -513,7 +543,11 @@ def download(
             return str(reached)
         raise Ignore
     with heartbeat.holding(work.lease_id, work.turn):
-        return _download(self, work, tries)
+        try:
+            return _download(self, work, tries)
+        except DATABASE_GONE as error:
+            args = (outcome, generation_id, lease_id, work.turn, tries)
+            raise self.retry(args=args, exc=error, countdown=DATABASE_RETRY_S) from error
 
 
 def _download(task: Task, work: AtWork, tries: int) -> Outcome:
@@ -544,13 +578,16 @@ def _download(task: Task, work: AtWork, tries: int) -> Outcome:
 
 
 def _fetch(provider: Provider, url: str, attempt: Attempt, index: int) -> Image | Failure:
-    """One output in storage, its row not saved yet. A failure leaves no file behind."""
+    """One output in storage, its row not saved yet.
+
+    A file that a failure leaves behind is written over by the next try, or discarded with the
+    attempt; others may need it by now.
+    """
     generation = attempt.generation
     # Within an attempt the bytes are the same, whoever writes them. One that was held up must not
     # write those of its attempt over those of a later one.
     stem = str(index) if attempt.number == 1 else f"{index}-{attempt.number}"
     image = Image(generation=generation, owner_id=generation.owner_id, index=index)
-    names: list[str] = []
     try:
         with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
             file = cast(BinaryIO, spool)
@@ -567,16 +604,13 @@ def _fetch(provider: Provider, url: str, attempt: Attempt, index: int) -> Image 
             image.format = verified.format
             image.width, image.height = verified.width_px, verified.height_px
             image.size_bytes, image.sha256 = verified.size_bytes, verified.sha256
-            names = [f"{stem}.{verified.extension}", f"{stem}.thumbnail.webp"]
             file.seek(0)
-            image.file.save(names[0], File(file), save=False)
-            image.thumbnail.save(names[1], ContentFile(verified.thumbnail), save=False)
+            image.file.save(f"{stem}.{verified.extension}", File(file), save=False)
+            thumbnail = ContentFile(verified.thumbnail)
+            image.thumbnail.save(f"{stem}.thumbnail.webp", thumbnail, save=False)
     # A full disk, or whatever a storage raises: they have no exception in common.
     except Exception:
         logger.exception("generation %s: cannot store", generation.pk)
-        with contextlib.suppress(Exception):
-            for name in names:
-                default_storage.delete(image_key(image, name))
         return Failure(ErrorClass.DOWNLOAD_FAILED, "The image could not be stored.")
     return image
 

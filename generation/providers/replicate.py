@@ -67,6 +67,9 @@ _BY_STATUS = {
     429: ErrorClass.RATE_LIMITED,
     # 5xx: PROVIDER_UNAVAILABLE, see `_class_of_status`.
 }
+# Of a submission: whoever answers so has passed the request on, and not heard what became of it.
+# The other 5xx come from in front of Replicate's queue: nothing was accepted.
+_PERHAPS_ACCEPTED = frozenset({408, 504, 520, 524})
 _BY_CODE = {
     "PA": ErrorClass.INTERRUPTED,
     "E003": ErrorClass.PROVIDER_UNAVAILABLE,  # high demand
@@ -183,15 +186,21 @@ class ReplicateProvider:
         if isinstance(answer, TransportError):
             # An error status tells enough without its body.
             if answer.kind == "read" and (answer.status or 0) >= 400:
-                return self._failure(_class_of_status(answer.status or 0), code=str(answer.status))
+                status = answer.status or 0
+                error_class = _class_of_status(status)
+                if status in _PERHAPS_ACCEPTED:
+                    error_class = ErrorClass.TIMEOUT_UNKNOWN
+                return self._failure(error_class, code=str(status))
             never_sent = answer.kind == "connect"
             error_class = (
                 ErrorClass.PROVIDER_UNAVAILABLE if never_sent else ErrorClass.TIMEOUT_UNKNOWN
             )
             return self._failure(error_class, raw=answer.message)
         if not 200 <= answer.status < 300:
-            # A 5xx other than 503 could in theory follow an accepted request. Replicate's errors
-            # come from in front of its queue, so it counts as not accepted.
+            if answer.status in _PERHAPS_ACCEPTED:
+                return self._failure(
+                    ErrorClass.TIMEOUT_UNKNOWN, code=str(answer.status), raw=_text(answer)
+                )
             return self._refused(answer)
         prediction = read_prediction(answer.json())
         # Accepted, but under an id that we cannot read.

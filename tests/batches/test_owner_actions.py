@@ -60,7 +60,8 @@ def downloading(batch):
 
 def fail(generation, failure=INVALID):
     generation.refresh_from_db()
-    assert lifecycle.fail_generation(generation=generation, attempt=None, failure=failure)
+    attempt = generation.attempts.filter(number=generation.attempt_count).first()
+    assert lifecycle.fail_generation(generation=generation, attempt=attempt, failure=failure)
 
 
 # --- Pause and resume ---------------------------------------------------------------------------
@@ -265,6 +266,39 @@ def _file():
     return ContentFile(b"x")
 
 
+def test_a_batch_that_was_cancelled_before_it_began_begins_when_it_is_tried_again():
+    batch = make_batch(size=1)
+    lifecycle.cancel_batch(batch=batch)
+    assert lifecycle.retry_generations(
+        batch=batch, generations=list(Generation.objects.filter(batch=batch))
+    )
+    assert Batch.objects.get().status == "pending"
+    admit()
+    batch.refresh_from_db()
+    assert (batch.status, batch.started_at is None) == ("processing", False)
+
+
+def test_what_has_moved_on_begins_no_attempt():
+    generation = make_generation()
+    admit()
+    generation.refresh_from_db()
+    lifecycle.cancel_generation(generation=generation)
+    assert lifecycle.begin_attempt(generation=generation) is None
+    assert not Attempt.objects.exists()
+
+
+def test_nobody_ends_a_generation_over_an_attempt_that_he_does_not_know_of():
+    generation = make_generation()
+    admit()
+    generation.refresh_from_db()
+    lifecycle.begin_attempt(generation=generation)
+    assert not lifecycle.fail_generation(generation=generation, attempt=None, failure=INVALID)
+    lifecycle.cancel_generation(generation=generation)
+    assert not lifecycle.confirm_cancel(generation=generation, attempt=None, result=INTERRUPTED)
+    generation.refresh_from_db()
+    assert generation.status == "processing"
+
+
 # --- Retry --------------------------------------------------------------------------------------
 
 
@@ -319,7 +353,7 @@ def test_only_what_failed_or_was_cancelled_is_tried_again():
     assert lifecycle.retry_generations(batch=batch, generations=list(batch.generations.all()))
     batch.refresh_from_db()
     assert (batch.status, batch.cancelled_count, batch.cancel_requested_at) == (
-        "processing",
+        "pending",
         0,
         None,
     )

@@ -111,9 +111,17 @@ def test_clearing_one_alert_does_not_clear_another():
     make_generation()
     pools.stop_pool(name=NAME, error_class=ErrorClass.AUTH, message="no")
     pools.stop_pool(name=NAME, error_class=ErrorClass.INSUFFICIENT_CREDIT, message="no")
-    first = Alert.objects.get(code=ErrorClass.AUTH)
-    pools.clear_alert(alert_id=first.pk, user_id=None)
-    assert admit().admitted == []
+    alerts = {alert.code: alert.pk for alert in Alert.objects.all()}
+    for first, second in (
+        (ErrorClass.AUTH, ErrorClass.INSUFFICIENT_CREDIT),
+        (ErrorClass.INSUFFICIENT_CREDIT, ErrorClass.AUTH),
+    ):
+        Alert.objects.update(cleared_at=None)
+        pools.clear_alert(alert_id=alerts[first], user_id=None)
+        assert admit().admitted == []
+        assert Pool.objects.get(name=NAME).stopped_by == second
+        pools.clear_alert(alert_id=alerts[second], user_id=None)
+    assert len(admit().admitted) == 1
 
 
 def test_an_operator_may_close_the_circuit():

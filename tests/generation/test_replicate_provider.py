@@ -190,7 +190,6 @@ STATUS_CASES = [
     (500, "Internal Server Error", ErrorClass.PROVIDER_UNAVAILABLE),
     (502, "<html>Bad gateway</html>", ErrorClass.PROVIDER_UNAVAILABLE),
     (503, "", ErrorClass.PROVIDER_UNAVAILABLE),
-    (504, {}, ErrorClass.PROVIDER_UNAVAILABLE),
     (522, "", ErrorClass.PROVIDER_UNAVAILABLE),
     (302, "", ErrorClass.UNKNOWN),
     (418, {"detail": "NSFW CUDA out of memory"}, ErrorClass.UNKNOWN),
@@ -198,6 +197,16 @@ STATUS_CASES = [
 
 
 class TestRefusal:
+    @pytest.mark.parametrize("status", [408, 504, 520, 524])
+    def test_of_a_gateway_that_gave_up_waiting_leaves_it_open(self, replicate, api, status):
+        api.post(OFFICIAL, body="<html>timed out</html>", status=status)
+        result = replicate.submit(REQUEST)
+        assert isinstance(result, Failure)
+        assert (result.error_class, result.provider_code) == (
+            ErrorClass.TIMEOUT_UNKNOWN,
+            str(status),
+        )
+
     @pytest.mark.parametrize(("status", "body", "expected"), STATUS_CASES)
     @pytest.mark.parametrize("operation", ["submit", "fetch", "cancel"])
     def test_is_classified_by_status(self, replicate, api, operation, status, body, expected):

@@ -76,3 +76,17 @@ def test_a_database_that_is_away_does_not_end_the_heartbeat(work, monkeypatch):
     with heartbeat.holding(work.lease_id, work.turn):
         wait_until(is_alive, timeout_s=10)
     assert len(calls) >= 2
+
+
+def test_a_delivery_that_hangs_is_not_kept_alive_for_ever(work, monkeypatch):
+    monkeypatch.setattr(heartbeat, "HELD_MAX_S", 0.0)
+    with heartbeat.holding(work.lease_id, work.turn):
+        expire()
+        renewed = []
+        monkeypatch.setattr(
+            type(Lease.objects.all()), "renew", lambda self, turns: renewed.append(turns)
+        )
+        ticks = []
+        monkeypatch.setattr(heartbeat, "interval_s", lambda: ticks.append(1) or 0.02)
+        wait_until(lambda: len(ticks) > 3, timeout_s=10)
+    assert renewed == []

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from batches import invariants, lifecycle
 from batches.models import (
@@ -91,18 +92,32 @@ def test_a_delivery_that_died_is_taken_over_with_the_next_turn(published):
     assert take_turn(published[0])
 
 
-def test_those_that_wait_are_sent_again_ever_more_seldom(published, settings):
+def test_downloads_that_wait_are_sent_again_ever_more_seldom(published, settings):
     make_generation()
     admit()
-    Lease.objects.update(created_at=Now() - timedelta(hours=1))
+    generation = Generation.objects.get()
+    attempt = lifecycle.begin_attempt(generation=generation)
+    lifecycle.begin_download(generation=generation, attempt=attempt, prediction=DONE, cost_usd=0)
+    waits = []
+    for age_s in (0, 100, 200, 600):
+        Lease.objects.update(created_at=Now() - timedelta(seconds=age_s))
+        expire()
+        sweeper.sweep()
+        waits.append(round((Lease.objects.get().expires_at - timezone.now()).total_seconds()))
+    assert waits == pytest.approx([60, 100, 200, 300], abs=2)
+    assert len(published) == 4
+    take_turn(published[-1], holds_slot=False)
+    assert Lease.objects.get().expires_at <= timezone.now() + timedelta(seconds=60)
+    Lease.objects.update(created_at=Now())
+
+
+def test_what_is_at_the_provider_is_missed_every_lease(published):
+    make_generation()
+    admit()
+    Lease.objects.update(created_at=Now() - timedelta(seconds=300))
     expire()
     sweeper.sweep()
-    assert len(published) == 1
-    soon = Now() + timedelta(minutes=59)
-    assert Lease.objects.filter(expires_at__gt=soon).exists()
-    take_turn(published[0])
-    assert not Lease.objects.filter(expires_at__gt=soon).exists()
-    Lease.objects.update(created_at=Now())
+    assert Lease.objects.get().expires_at <= timezone.now() + timedelta(seconds=61)
 
 
 def test_the_dead_go_before_those_that_wait(monkeypatch, published):
@@ -139,6 +154,21 @@ def test_a_generation_that_keeps_killing_its_worker_is_given_up(published):
     assert Generation.objects.get(pk=other.generation_id).status == "processing"
     batch.refresh_from_db()
     assert (batch.failed_count, batch.has_chord) == (1, False)
+
+
+def test_what_a_poisonous_submission_may_have_cost_is_told(published):
+    generation = make_generation()
+    (member,) = admit().admitted
+    for _ in range(sweeper.POISON_AFTER):
+        take_turn(member)
+        if not Attempt.objects.exists():
+            lifecycle.begin_attempt(generation=Generation.objects.get())
+        expire()
+        sweeper.sweep()
+    generation.refresh_from_db()
+    assert generation.error_code == "poison"
+    assert "may have been charged" in generation.error_message
+    assert Attempt.objects.get().outcome == "submission_unknown"
 
 
 def test_a_poisonous_generation_that_its_owner_has_cancelled_ends_cancelled(published):
