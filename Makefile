@@ -7,7 +7,7 @@ PIP_COMPILE := $(PY) -m piptools compile --quiet --strip-extras --no-header \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench lock
+.PHONY: help setup demo run test faults check bench lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ run: $(READY) ## run everything in the foreground until Ctrl-C
 
 test: $(READY) ## run the whole test suite
 	@$(PY) -m pytest -n 2 --dist loadgroup
+
+faults: $(READY) ## inject every fault into real processes, print the tables
+	@PICTURE_FAULTS=full $(PY) -m pytest -p no:randomly tests/faults/test_fault_*.py
+	@PICTURE_FAULTS=full $(PY) -m pytest tests/faults/test_soak.py
 
 check: $(READY) ## format, lint, types, imports, migrations, API schema
 	@$(PY) -m ruff format --check --quiet .
