@@ -6,11 +6,13 @@ MANAGE := $(PY) manage.py
 PIP_COMPILE := $(PY) -m piptools compile --quiet --strip-extras --no-header \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
+FAULTS := $(sort $(wildcard tests/faults/test_fault_*.py)) tests/faults/test_crash_points.py
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test faults check bench lock
+.PHONY: help setup demo run test faults machine check bench lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make the virtual environment; the others do it when needed
 
@@ -23,9 +25,12 @@ run: $(READY) ## run everything in the foreground until Ctrl-C
 test: $(READY) ## run the whole test suite
 	@$(PY) -m pytest -n 2 --dist loadgroup
 
-faults: $(READY) ## inject every fault into real processes, print the tables
-	@PICTURE_FAULTS=full $(PY) -m pytest -p no:randomly tests/faults/test_fault_*.py
+faults: $(READY) ## inject every fault into real processes, print what was lost
+	@PICTURE_FAULTS=full $(PY) -m pytest -p no:randomly $(FAULTS)
 	@PICTURE_FAULTS=full $(PY) -m pytest tests/faults/test_soak.py
+
+machine: $(READY) ## run the state machine and the races at length, half an hour
+	@PICTURE_FAULTS=full $(PY) -m pytest -n 2 tests/faults/test_state_machine.py tests/faults/test_races.py
 
 check: $(READY) ## format, lint, types, imports, migrations, API schema
 	@$(PY) -m ruff format --check --quiet .

@@ -12,10 +12,6 @@ ROWS = pytest.StashKey[dict]()
 collect_ignore = [] if FULL else ["test_soak.py"]
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "full_only: runs with PICTURE_FAULTS=full only")
-
-
 def pytest_collection_modifyitems(config, items):
     if not FULL and (left_out := [one for one in items if one.get_closest_marker("full_only")]):
         config.hook.pytest_deselected(items=left_out)

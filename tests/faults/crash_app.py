@@ -288,4 +288,6 @@ else:
 
     from picture.celery import app  # noqa: F401  (it is what `-A` looks for)
 
-    worker_init.connect(_install, weak=False)
+    # The tests import this module as well, and have workers of their own.
+    if "PICTURE_CRASH_DIR" in os.environ:
+        worker_init.connect(_install, weak=False)

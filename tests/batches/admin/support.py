@@ -42,7 +42,8 @@ def submit(generation, provider_id=""):
 def admit_again(generation):
     """The next attempt is that of another admission."""
     generation.attempt_count += 1
-    generation.save(update_fields=["attempt_count"])
+    generation.status = "processing"
+    generation.save(update_fields=["attempt_count", "status"])
     return generation
 
 

@@ -97,7 +97,7 @@ def test_a_page_of_a_large_batch_takes_as_many_queries_as_one_of_a_small_one(ope
 
 def test_a_page_with_many_attempts_takes_as_many_queries_as_one_with_a_single_one(operator):
     once, often = make_generation(), make_generation()
-    submit(once)
+    submit(admit_again(once))
     for _ in range(30):
         attempt, _ = submit(admit_again(often))
         lifecycle._end_attempt(attempt, AWAY, unanswered=False)

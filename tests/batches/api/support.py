@@ -75,8 +75,9 @@ def fail(generation: Generation, message: str = "No.") -> None:
     """End a generation that has been admitted."""
     generation.refresh_from_db()
     failure = Failure(ErrorClass.CONTENT_POLICY, message)
+    attempt = generation.attempts.filter(number=generation.attempt_count).first()
     assert lifecycle.fail_generation(
-        generation=generation, attempt=None, failure=failure, outside_chain=True
+        generation=generation, attempt=attempt, failure=failure, outside_chain=True
     )
 
 

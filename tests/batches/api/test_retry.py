@@ -114,7 +114,7 @@ def test_a_cancelled_batch_goes_on_with_what_is_named(retried, owner):
     batch = make_batch(owner, size=2)
     assert lifecycle.cancel_batch(batch=batch)
     body = retried(batch, {"ids": pks(batch, 1)})
-    assert (body["status"], statuses(body)) == ("processing", ["cancelled", "queued"])
+    assert (body["status"], statuses(body)) == ("pending", ["cancelled", "queued"])
     assert body["cancel_requested_at"] is None
 
 
