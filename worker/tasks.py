@@ -270,7 +270,13 @@ def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outco
         _look_again(task, work, STOPPING_LOOK_S)
     if attempt is None:
         return _overtaken(work, None, Failure(ErrorClass.CANCELED, "Nothing was submitted."))
-    answer = _submit(provider, work, attempt, left_s)
+    # A process that was stopped since it took its turn must not send what others may have given
+    # up: the lease is the bound, here as for them.
+    timeout_s = submit_timeout_s() - (time.monotonic() - work.taken_at_s)
+    if timeout_s <= 0:
+        failure = Failure(ErrorClass.INTERRUPTED, "The submission was held up and not sent.")
+        return _retry_or_fail(work, attempt, failure)
+    answer = _submit(provider, work, attempt, left_s, timeout_s)
     if isinstance(answer, Prediction):
         logger.info("generation %s: submitted as %s", generation.pk, answer.id)
         if work.provider_failures:
@@ -424,13 +430,8 @@ def _request(generation: Generation, attempt: Attempt, **options: Any) -> Submit
 
 
 def _submit(
-    provider: Provider, work: AtWork, attempt: Attempt, left_s: float
+    provider: Provider, work: AtWork, attempt: Attempt, left_s: float, timeout_s: float
 ) -> Prediction | Failure:
-    # A process that was stopped since it took its turn must not send what others may have given
-    # up: the lease is the bound, here as for them.
-    timeout_s = submit_timeout_s() - (time.monotonic() - work.taken_at_s)
-    if timeout_s <= 0:
-        return Failure(ErrorClass.TIMEOUT_UNKNOWN, "The submission was held up and not sent.")
     cancel_after_s = max(MIN_CANCEL_AFTER_S, int(left_s))
     return provider.submit(
         _request(work.generation, attempt, cancel_after_s=cancel_after_s, timeout_s=timeout_s)

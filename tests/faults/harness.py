@@ -582,7 +582,14 @@ class Faults:
     def recovered(self, hit):
         """Those of `hit` that have moved on since they were hit; see `worst_recovery`."""
         moves = self.moves(hit)
-        return {one for one, times in hit.items() if any(at > times[-1] for at in moves[one])}
+        moved = {one for one, times in hit.items() if any(at > times[-1] for at in moves[one])}
+        # One that ended in the moment it was hit moves no more.
+        ended = self.stack.rows(
+            "SELECT id::text FROM batches_generation WHERE id::text = ANY(%s) AND status = ANY(%s)",
+            list(hit),
+            list(TERMINAL),
+        )
+        return moved | {row["id"] for row in ended}
 
     def worst_recovery(self, hit):
         """The longest from a kill until what it hit moved on; `hit`: moments of kills by id.
