@@ -274,8 +274,7 @@ def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outco
     # up: the lease is the bound, here as for them.
     timeout_s = submit_timeout_s() - (time.monotonic() - work.taken_at_s)
     if timeout_s <= 0:
-        failure = Failure(ErrorClass.INTERRUPTED, "The submission was held up and not sent.")
-        return _retry_or_fail(work, attempt, failure)
+        return _send_back(task, work, attempt, "The submission was held up and not sent.")
     answer = _submit(provider, work, attempt, left_s, timeout_s)
     if isinstance(answer, Prediction):
         logger.info("generation %s: submitted as %s", generation.pk, answer.id)
@@ -472,7 +471,16 @@ def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s
         _look_again(task, work, looks.MIN_LOOK_S)
     if work.attempted_s < listed_within_s():
         _look_again(task, work, FIND_EVERY_S)
-    failure = Failure(ErrorClass.INTERRUPTED, "The submission did not reach the provider.")
+    return _send_back(task, work, attempt, "The submission did not reach the provider.")
+
+
+def _send_back(task: Task, work: AtWork, attempt: Attempt, message: str) -> Outcome:
+    """Have another attempt made at once, since it is certain that this one submitted nothing.
+
+    Unless somebody knows better: an attempt that has a prediction by now is followed.
+    """
+    generation = work.generation
+    failure = Failure(ErrorClass.INTERRUPTED, message)
     logger.info("generation %s: %s", generation.pk, failure.message)
     if generation.retry_count >= len(settings.RETRY_DELAYS):
         moved = lifecycle.fail_generation(

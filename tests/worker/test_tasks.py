@@ -781,6 +781,27 @@ def test_a_process_that_was_held_up_for_a_lease_does_not_submit_any_more(provide
     assert Generation.objects.get().status == "queued"
 
 
+def test_what_was_held_up_is_not_sent_back_when_its_prediction_was_found_meanwhile(
+    provider, monkeypatch
+):
+    _, member = start()
+    begin = tasks.lifecycle.begin_attempt
+    clock = tasks.time.monotonic
+
+    def overtaken(**kwargs):
+        attempt = begin(**kwargs)
+        # Whoever took over has found one of the same input for it.
+        tasks.lifecycle.record_submission(attempt=attempt, prediction=running("found"))
+        monkeypatch.setattr(tasks.time, "monotonic", lambda: clock() + 100)
+        return attempt
+
+    monkeypatch.setattr(tasks.lifecycle, "begin_attempt", overtaken)
+    with pytest.raises(Retry):
+        run(member)
+    assert Generation.objects.get().status == "processing"
+    assert Attempt.objects.get().outcome == "open"
+
+
 # --- Webhooks and cancels -----------------------------------------------------------------------
 
 
