@@ -253,12 +253,16 @@ def test_webhooks_for_nobody_are_not_found(faults, provider):
 )
 def test_a_webhook_that_overtakes_the_answer_is_not_lost(faults, name, stall_s):
     count = often(20, 4)
-    # Half of the worker's threads: the webhooks need some as well.
-    with faults.injecting(name) as fault, few_at_a_time(faults, 10):
-        faults.simulator.settings(run_seconds=0.1)
+    with faults.injecting(name) as fault:
+        user = faults.user()
+        fault.settle([user.submit(["warm up"])])
+        faults.simulator.reset()
+        faults.simulator.settings(run_seconds=0.1, queue_seconds=0.0)
         faults.simulator.fault("stall_create", seconds=stall_s)
-        batch = faults.user().submit([f"early {number}" for number in range(count)])
-        fault.settle([batch])
+        # Fewer than the worker has threads, all of which would wait for an answer.
+        with few_at_a_time(faults, 5):
+            batch = user.submit([f"early {number}" for number in range(count)])
+            fault.settle([batch])
         rows = completed_once(faults, batch, count)
         created = {one["prediction_id"]: one["created_at"] for one in faults.simulator.charges()}
         ahead = [row["downloading_at"] < created[row["provider_id"]] + stall_s for row in rows]
