@@ -106,11 +106,14 @@ class FaultStack(Stack):
     def start(self):
         super().start()
         with self.sql() as cursor:
-            # As fast as they come: a rate limit is another test's subject.
+            # As fast as they come: a rate limit is another test's subject. The first sweep may
+            # have made the pool already.
             cursor.execute(
                 """
                 INSERT INTO batches_pool (name, capacity, burst, tokens, refilled_at, vtime)
                 VALUES ('replicate', 1000, 60, 60, now(), 0)
+                ON CONFLICT (name) DO UPDATE
+                SET capacity = 1000, rate_per_s = NULL, burst = 60, tokens = 60
                 """
             )
         self._supervisor.start()
