@@ -523,7 +523,7 @@ class TestLayoutForOtherModels:
                 aspect_ratio=ratio_parameter("match_input_image", "1:1", "16:9"),
                 width=side("width", min=1024, max=4096),
                 height=side("height", min=1024, max=4096),
-                image_input={"type": "file", "role": "image", "max_items": 10},
+                image_input={"type": "files", "role": "image", "max_items": 10},
                 max_images={"type": "integer", "role": "count", "min": 1, "max": 15},
             ),
         )
@@ -695,7 +695,7 @@ def test_whatever_is_accepted_satisfies_the_models_table(model_id, request):
         assert parameter.check(value, field=name, model_id=model_id) is None
     required = {p.name for p in subject.parameters.values() if p.required}
     assert required <= result.input.keys()
-    assert result.input["num_outputs"] == 1
+    assert result.input["num_outputs"] == result.output_count
     assert result.output_format in subject.output_formats
     json.dumps(result.input, allow_nan=False)
 
