@@ -2,31 +2,32 @@
 
 A timeout of a socket bounds one read, so that a server which sends a byte now and then can hold
 a caller for ever. Every exchange here has a deadline for the whole of it: one watchdog thread per
-process shuts the socket down when its time is over. Looking up a host name alone is not covered.
+process shuts the socket down when its time is over, and host names are looked up in threads that
+nobody waits for any longer. Reading the file that is sent, and writing the one that is received,
+are not covered.
 
-Two kinds of exchange:
+Four kinds of exchange:
 
-    json()      an API call: the answer's status, headers and body, or a `TransportError` that
-                says whether the request can have reached the server
-    download()  a file of unknown worth, from allowed hosts only: `Downloaded`, or a `Failure`
+    json()          an API call: the answer's status, headers and body, or a `TransportError` that
+                    says whether the request can have reached the server
+    upload()        the same, with a file
+    download()      a file of unknown worth, from allowed hosts only: `Downloaded`, or a `Failure`
+    fetch_public()  the same, from whatever public address a user names
 """
 
 import base64
 import hashlib
-import heapq
-import itertools
 import json
 import math
 import os
 import re
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -35,12 +36,18 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.fields import RequestField
 from urllib3.util import parse_url
 
-from generation.provider import ErrorClass, Failure, HostPolicy
+from generation.connections import (
+    Adapter,
+    NotPublicError,
+    PublicAdapter,
+    Watch,
+    current_watch,
+    watchdog,
+)
+from generation.provider import Downloaded, ErrorClass, Failure, HostPolicy, InputFile
 
 USER_AGENT = "picture/0.1"
 JSON_MAX_BYTES = 4 * 1024 * 1024
@@ -49,9 +56,9 @@ MAX_REDIRECTS = 3
 _CHUNK_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GONE = frozenset({403, 404, 410})
-# The escapes of NUL and of surrogates, surrogates in UTF-8, and numbers whose exponent may be out
-# of range.
-_UNSTORABLE = re.compile(rb"\\u(0000|[dD][89a-fA-F])|\xed[\xa0-\xbf]|[0-9][eE]\+?[0-9]{3}")
+# The escapes of NUL and of surrogates, and surrogates in UTF-8.
+_UNSTORABLE = re.compile(rb"\\u(0000|[dD][89a-fA-F])|\xed[\xa0-\xbf]")
+_DIGITS_LIMIT = 300  # of a whole number; a float holds somewhat more
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.I)
 
 
@@ -69,23 +76,35 @@ class Response:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return what a body says, `None` when it is not JSON (an HTML error page, say).
+    """Return what a body says, `None` when it is not JSON in UTF-8 (an HTML error page, say).
 
-    Its text holds no NUL and no lone surrogate, and its numbers are finite: those cannot be
-    stored, and no answer may be lost for what its author let slip into a log.
+    Its text holds no NUL and no lone surrogate, and numbers that no float can hold are `None`:
+    those cannot be stored, and no answer may be lost for what its author let slip into a log.
     """
     try:
-        data = json.loads(body, parse_constant=lambda name: None)
+        data = json.loads(
+            body.decode("utf-8-sig", "surrogatepass"),
+            parse_constant=lambda name: None,
+            parse_float=_finite,
+            parse_int=_bounded,
+        )
         return _storable(data) if _UNSTORABLE.search(body) else data
     except (ValueError, RecursionError):
         return None
 
 
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def _bounded(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _DIGITS_LIMIT else None
+
+
 def _storable(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\0", "").encode("utf-8", "replace").decode()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     if isinstance(value, list):
         return [_storable(item) for item in value]
     if isinstance(value, dict):
@@ -99,21 +118,14 @@ class TransportError:
 
     `connect`: nothing of the request was sent. `sent`: it was sent, wholly or in part, and no
     answer came; the server may have acted on it. `read`: the answer began, with `status`, but
-    its body did not arrive. `message` holds the host and the reason, no path and no header.
+    its body did not arrive, or was `too_large`. `message` holds the host and the reason, no path
+    and no header.
     """
 
     kind: Literal["connect", "sent", "read"]
     message: str
     status: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Downloaded:
-    """A file written to the sink. `content_type` is what the server claims, "" for nothing."""
-
-    size_bytes: int
-    sha256: str
-    content_type: str
+    too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,28 +141,37 @@ class OutputHosts:
     extra: tuple[str, ...] = ()
 
     def allows(self, url: str) -> bool:
-        try:
-            parts = urlsplit(url)
-            host, port = (parts.hostname or "").lower(), parts.port
-            # Two parsers that read a URL differently are how allow-lists get bypassed; the
-            # request is made by way of both.
-            other = parse_url(url)
-            if (other.host or "").strip("[]").lower() != host or other.port != port:
-                return False
-        except (ValueError, urllib3.exceptions.HTTPError):
+        place = _place(url)
+        if place is None:
             return False
-        if not host or parts.scheme not in ("http", "https") or "@" in parts.netloc:
-            return False
-        if any(_entry_matches(entry, host, port, parts.scheme) for entry in self.extra):
+        scheme, host, port = place
+        if any(_entry_matches(entry, host, port, scheme) for entry in self.extra):
             return True
         return (
-            parts.scheme == "https"
+            scheme == "https"
             and port in (None, 443)
             and any(
                 host.endswith(entry) if entry.startswith(".") else host == entry
                 for entry in self.public
             )
         )
+
+
+def _place(url: str) -> tuple[str, str, int | None] | None:
+    """Return scheme, host and port of an http(s) URL, `None` when there is any doubt of them."""
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").lower(), parts.port
+        # Two parsers that read a URL differently are how lists of hosts get bypassed; the request
+        # is made by way of both.
+        other = parse_url(url)
+        if (other.host or "").strip("[]").lower() != host or other.port != port:
+            return None
+    except (ValueError, urllib3.exceptions.HTTPError):
+        return None
+    if not host or parts.scheme not in ("http", "https") or "@" in parts.netloc:
+        return None
+    return parts.scheme, host, port
 
 
 def _entry_matches(entry: str, host: str, port: int | None, scheme: str) -> bool:
@@ -174,7 +195,7 @@ class HttpClient:
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._pool_size = pool_size
-        self._adapter = _Adapter(pool_maxsize=pool_size)
+        self._adapter = Adapter(pool_maxsize=pool_size)
         self._pid = os.getpid()
 
     def __enter__(self) -> Self:
@@ -208,19 +229,52 @@ class HttpClient:
         an answer of more than `max_bytes` after decoding is a `TransportError` of kind `read`.
         Raises TypeError or ValueError when `json` cannot be written as JSON.
         """
-        deadline_s = self._timeout_s if deadline_s is None else deadline_s
         request_headers, request_body = dict(headers or {}), None
         if json is not None:
             request_headers["Content-Type"] = "application/json"
             request_body = _dumps(json)
+        return self._call(method, url, request_headers, request_body, deadline_s, max_bytes)
+
+    def upload(
+        self,
+        url: str,
+        file: InputFile,
+        *,
+        field: str,
+        filename: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline_s: float | None = None,
+        max_bytes: int = JSON_MAX_BYTES,
+    ) -> Response | TransportError:
+        """POST a file as the part `field` of a form, once, reading it while it is sent.
+
+        `filename` is the file's own unless given; `fields` are further parts, sent before it. The
+        rest is as for `json`. Raises OSError when the file cannot be read, or is not as long as
+        it says: that is our fault, not the server's.
+        """
+        with file.open() as source:
+            form = _Form(file, source, field, filename or file.filename, fields or {})
+            request_headers = {**(headers or {}), "Content-Type": form.content_type}
+            answer = self._call("POST", url, request_headers, form, deadline_s, max_bytes)
+        if form.failure is not None:
+            raise form.failure
+        return answer
+
+    def _call(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body_sent: "bytes | _Form | None",
+        deadline_s: float | None,
+        max_bytes: int,
+    ) -> Response | TransportError:
+        deadline_s = self._timeout_s if deadline_s is None else deadline_s
         exchange = _Exchange(self._current_adapter(), time.monotonic() + deadline_s)
         with exchange:
             error = exchange.start(
-                method,
-                url,
-                request_headers,
-                body=request_body,
-                connect_timeout_s=self._connect_timeout_s,
+                method, url, headers, body=body_sent, connect_timeout_s=self._connect_timeout_s
             )
             if error:
                 return error
@@ -229,7 +283,7 @@ class HttpClient:
                 body += chunk
                 if len(body) > max_bytes:
                     message = f"{exchange.host}: the answer is larger than {max_bytes:,} bytes"
-                    return TransportError("read", message, exchange.status)
+                    return TransportError("read", message, exchange.status, too_large=True)
             if exchange.problem:
                 return TransportError("read", exchange.problem, exchange.status)
             return Response(exchange.status, exchange.headers, bytes(body))
@@ -257,19 +311,78 @@ class HttpClient:
         """
         if url[:5].lower() == "data:":
             return _decode_data_uri(url, sink, max_bytes)
+
+        def adapter_for(url: str) -> Adapter | Failure:
+            if hosts.allows(url):
+                return self._current_adapter()
+            return Failure(ErrorClass.BAD_OUTPUT, f"Files from {_host(url)} are not accepted.")
+
+        return self._get(url, sink, adapter_for, max_bytes, deadline_s, headers or {})
+
+    def fetch_public(
+        self,
+        url: str,
+        sink: BinaryIO,
+        *,
+        max_bytes: int,
+        deadline_s: float | None = None,
+        exempt: HostPolicy | None = None,
+    ) -> Downloaded | Failure:
+        """Stream what a user's URL names into `sink`; after a `Failure` it may hold a part of it.
+
+        Only http(s) on the ports 80 and 443, without credentials, and from public addresses: a
+        name is looked up once, and the connection goes to an address that was checked. What
+        `exempt` allows may be anywhere. Every redirect is checked like the first URL. `max_bytes`
+        and `deadline_s` are as for `download`. Classes of failure:
+
+            INVALID_INPUT    a URL that is not accepted, too large, too many redirects, 4xx
+            DOWNLOAD_FAILED  408, 429, 5xx, no such host, no connection, deadline, cut off
+
+        `provider_code` is "invalid_url", "private_address", "too_large", the status of an answer,
+        or "". Messages name the host at most. Raises OSError when `sink` cannot be written.
+        """
+        with closing(PublicAdapter()) as public:
+
+            def adapter_for(url: str) -> Adapter | Failure:
+                if exempt is not None and exempt.allows(url):
+                    return self._current_adapter()
+                place = _place(url)
+                if place is not None and place[2] in (None, 80, 443):
+                    return public
+                message = "The address must be one of http or https, on the usual port."
+                return Failure(ErrorClass.INVALID_INPUT, message, provider_code="invalid_url")
+
+            result = self._get(url, sink, adapter_for, max_bytes, deadline_s, {})
+        if isinstance(result, Failure) and result.error_class != ErrorClass.DOWNLOAD_FAILED:
+            return replace(result, error_class=ErrorClass.INVALID_INPUT)
+        return result
+
+    def _get(
+        self,
+        url: str,
+        sink: BinaryIO,
+        adapter_for: Callable[[str], Adapter | Failure],
+        max_bytes: int,
+        deadline_s: float | None,
+        headers: Mapping[str, str],
+    ) -> Downloaded | Failure:
         ends_at = time.monotonic() + (self._timeout_s if deadline_s is None else deadline_s)
-        request_headers = {"Accept-Encoding": "identity", **(headers or {})}
+        request_headers = {"Accept-Encoding": "identity", **headers}
         for _ in range(MAX_REDIRECTS + 1):
-            # Checked anew after each redirect, or the list would guard the first hop only.
-            if not hosts.allows(url):
-                host = _host(url)
-                return Failure(ErrorClass.BAD_OUTPUT, f"Files from {host} are not accepted.")
-            exchange = _Exchange(self._current_adapter(), ends_at)
+            # Asked anew after each redirect, or the first hop only would be guarded.
+            adapter = adapter_for(url)
+            if isinstance(adapter, Failure):
+                return adapter
+            exchange = _Exchange(adapter, ends_at)
             with exchange:
                 error = exchange.start(
                     "GET", url, request_headers, connect_timeout_s=self._connect_timeout_s
                 )
                 if error:
+                    if exchange.is_not_public:
+                        message = f"{exchange.host} has no public address."
+                        code = "private_address"
+                        return Failure(ErrorClass.INVALID_INPUT, message, provider_code=code)
                     return Failure(ErrorClass.DOWNLOAD_FAILED, f"Download failed: {error.message}.")
                 location = exchange.headers.get("location")
                 if exchange.status in _REDIRECTS and location:
@@ -281,10 +394,10 @@ class HttpClient:
         message = f"The file is behind more than {MAX_REDIRECTS} redirects."
         return Failure(ErrorClass.BAD_OUTPUT, message)
 
-    def _current_adapter(self) -> "_Adapter":
+    def _current_adapter(self) -> Adapter:
         # Parent and child must not talk over the same connections after a fork.
         if self._pid != os.getpid():
-            self._adapter, self._pid = _Adapter(pool_maxsize=self._pool_size), os.getpid()
+            self._adapter, self._pid = Adapter(pool_maxsize=self._pool_size), os.getpid()
         return self._adapter
 
 
@@ -366,23 +479,25 @@ def _decode_data_uri(uri: str, sink: BinaryIO, max_bytes: int) -> Downloaded | F
 
 
 def _too_large(max_bytes: int) -> Failure:
-    return Failure(ErrorClass.BAD_OUTPUT, f"The file is larger than {max_bytes:,} bytes.")
+    message = f"The file is larger than {max_bytes:,} bytes."
+    return Failure(ErrorClass.BAD_OUTPUT, message, provider_code="too_large")
 
 
 class _Exchange:
     """One request and its answer under one deadline; a context manager that frees both."""
 
-    def __init__(self, adapter: "_Adapter", ends_at: float) -> None:
+    def __init__(self, adapter: Adapter, ends_at: float) -> None:
         self._adapter = adapter
-        self._watch = _Watch(ends_at)
+        self._watch = Watch(ends_at)
         self._response: requests.Response | None = None
         self.host = ""
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.problem = ""  # why the body ended early, "" if it did not
+        self.is_not_public = False  # nothing was sent because of that
 
     def __enter__(self) -> Self:
-        _watchdog.add(self._watch)
+        watchdog.add(self._watch)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -397,13 +512,13 @@ class _Exchange:
         headers: Mapping[str, str],
         *,
         connect_timeout_s: float,
-        body: bytes | None = None,
+        body: "bytes | _Form | None" = None,
     ) -> TransportError | None:
         """Send the request and wait for the answer's headers."""
         self.host = _host(url)
         # The watchdog is what ends a slow exchange; these are the same bounds seen from within.
         left_s = max(0.001, self._watch.ends_at - time.monotonic())
-        token = _current_watch.set(self._watch)
+        token = current_watch.set(self._watch)
         try:
             # Not by way of a Session: it keeps cookies, heeds the environment, and reads the
             # whole body of a redirect even when told not to follow it.
@@ -414,10 +529,11 @@ class _Exchange:
                 request.prepare(), stream=True, timeout=(min(connect_timeout_s, left_s), left_s)
             )
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            self.is_not_public = any(isinstance(cause, NotPublicError) for cause in _causes(error))
             kind: Literal["connect", "sent"] = "sent" if self._watch.request_sent else "connect"
             return TransportError(kind, f"{self.host}: {self._reason(error)}")
         finally:
-            _current_watch.reset(token)
+            current_watch.reset(token)
         self.status = self._response.status_code
         self.headers = self._response.headers
         return None
@@ -468,133 +584,59 @@ def _host(url: str) -> str:
         return "(no host)"
 
 
-class _Watch:
-    """The deadline of one exchange and the socket to shut down when it passes.
+class _Form:
+    """A form with one file, to be read once, while it is sent.
 
-    It holds a duplicate of the socket. That one survives the original's being wrapped for TLS or
-    handed to the response, and cannot come to mean another connection when a number is reused.
+    `failure` is why the file could not be read, if it could not.
+    Source: RFC 7578, read 2026-11-20
     """
 
-    __slots__ = ("_closed", "_lock", "_socket", "ends_at", "expired", "request_sent")
+    def __init__(
+        self,
+        file: InputFile,
+        source: BinaryIO,
+        field: str,
+        filename: str,
+        fields: Mapping[str, str],
+    ) -> None:
+        boundary = uuid.uuid4().hex
+        parts = [(_part(name), value) for name, value in fields.items()]
+        parts.append((_part(field, filename, file.content_type), ""))
+        self._head = f"\r\n--{boundary}\r\n".join(
+            ["", *(head + value for head, value in parts)]
+        ).encode()[2:]
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
+        self._source = source
+        self._size_bytes = file.size_bytes
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        self.failure: OSError | None = None
 
-    def __init__(self, ends_at: float) -> None:
-        self.ends_at = ends_at
-        self.expired = False
-        self.request_sent = False
-        self._socket: socket.socket | None = None
-        self._closed = False
-        self._lock = threading.Lock()
+    def __len__(self) -> int:
+        return len(self._head) + self._size_bytes + len(self._tail)
 
-    def attach(self, sock: socket.socket) -> None:
-        """Watch over `sock`. Raises TimeoutError, and closes it, when the time is over already."""
-        with self._lock:
-            if self.expired:
-                sock.close()
-                raise TimeoutError
-            self._detach()
-            # A TLS socket refuses to be duplicated; its descriptor does not mind.
-            self._socket = socket.socket(fileno=os.dup(sock.fileno()))
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._head
+        left_bytes = self._size_bytes
+        while chunk := self._read():
+            left_bytes -= len(chunk)
+            if left_bytes < 0:
+                break
+            yield chunk
+        if left_bytes:
+            self.failure = OSError("The file is not as long as it was.")
+            raise self.failure
+        yield self._tail
 
-    def expire(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self.expired = True
-            if self._socket is not None:
-                with suppress(OSError):  # closed by the peer already
-                    self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._detach()
-
-    def _detach(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-class _Watchdog:
-    """One daemon thread that expires watches on time."""
-
-    def __init__(self) -> None:
-        self._reset()
-        os.register_at_fork(after_in_child=self._reset)
-
-    def _reset(self) -> None:
-        self._wake = threading.Condition()
-        self._heap: list[tuple[float, int, _Watch]] = []
-        self._numbers = itertools.count()
-        self._thread: threading.Thread | None = None
-
-    def add(self, watch: _Watch) -> None:
-        with self._wake:
-            is_first = not self._heap or watch.ends_at < self._heap[0][0]
-            heapq.heappush(self._heap, (watch.ends_at, next(self._numbers), watch))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="http-deadlines", daemon=True
-                )
-                self._thread.start()
-            elif is_first:
-                self._wake.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                left_s = self._heap[0][0] - time.monotonic() if self._heap else math.inf
-                if left_s > 0:
-                    # Exchanges that ended stay in the heap until their time is over: cheaper
-                    # than finding them, and they hold no socket.
-                    self._wake.wait(min(left_s, threading.TIMEOUT_MAX))
-                    continue
-                watch = heapq.heappop(self._heap)[2]
-            watch.expire()
+    def _read(self) -> bytes:
+        try:
+            return self._source.read(_CHUNK_BYTES)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
-_watchdog = _Watchdog()
-_current_watch: ContextVar[_Watch | None] = ContextVar("current_watch", default=None)
-
-
-class _WatchedHTTPConnection(HTTPConnection):
-    """A connection that tells the current exchange's watch of its socket and of bytes sent.
-
-    urllib3 opens the socket in `_new_conn`, before any TLS, so that the handshake is watched too.
-    """
-
-    def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        if watch := _current_watch.get():
-            watch.attach(sock)
-        return sock
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if (watch := _current_watch.get()) and self.sock is not None:
-            watch.attach(self.sock)  # from the pool
-        super().request(*args, **kwargs)
-
-    def send(self, data: Any) -> None:
-        if self.sock is None:
-            self.connect()
-        if watch := _current_watch.get():
-            watch.request_sent = True
-        super().send(data)
-
-
-class _WatchedHTTPSConnection(_WatchedHTTPConnection, HTTPSConnection):
-    pass
-
-
-class _HTTPPool(HTTPConnectionPool):
-    ConnectionCls = _WatchedHTTPConnection
-
-
-class _HTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = _WatchedHTTPSConnection
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+def _part(name: str, filename: str | None = None, content_type: str | None = None) -> str:
+    """Return the head of one part of a form."""
+    part = RequestField(name, "", filename)
+    part.make_multipart(content_type=content_type)
+    return part.render_headers()

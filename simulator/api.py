@@ -210,6 +210,9 @@ async def get_version(request: web.Request) -> web.StreamResponse:
 async def create_file(request: web.Request) -> web.StreamResponse:
     """Answer `POST /v1/files`."""
     state = request.app[STATE]
+    refusal = state.faults.upload_refusal()
+    if refusal is not None:
+        return _refuse(refusal.options["status"])
     try:
         upload = await state.uploads.receive(request)
     except UploadError as error:
@@ -277,7 +280,7 @@ async def _create(
         model = state.models.versioned(body["version"])
     prompt = _prompt_of(body)
     entry = state.ledger.receive(
-        owner=_owner_of(body.get("webhook"), prompt, state.settings.owner_parameter),
+        owner=owner_of(body.get("webhook"), prompt, state.settings.owner_parameter),
         model_id=model.id if model else "",
         prompt=prompt,
         received_mono=received_mono,
@@ -339,7 +342,9 @@ async def _answer_create(
         webhook=body.get("webhook"),
         events=DEFAULT_EVENTS if events is None else frozenset(events),
         deployment=deployment,
-        cancel_after_s=cancel_after_s,
+        cancel_after_s=None
+        if cancel_after_s is None
+        else cancel_after_s * state.settings.cancel_after_factor,
         faults=state.faults.for_prediction(model.id, entry.prompt),
     )
     prediction = state.predictions.create(order)
@@ -377,7 +382,7 @@ def _prompt_of(body: dict[str, Any]) -> str:
     return prompt if isinstance(prompt, str) else ""
 
 
-def _owner_of(webhook: Any, prompt: str, parameter: str) -> str:
+def owner_of(webhook: Any, prompt: str, parameter: str) -> str:
     """Return whose work it is: from the webhook URL, else from a prompt like `[alice] a cat`."""
     if isinstance(webhook, str):
         owners = parse_qs(urlsplit(webhook).query).get(parameter)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from simulator import api, control
+from simulator import api, comfyui, control, runpod
 from simulator.outputs import get_output
 from simulator.state import STATE, State
 from simulator.wire import problem
@@ -23,6 +23,8 @@ def make_app(state: State) -> web.Application:
     app[STATE] = state
     api.add_routes(app)
     control.add_routes(app)
+    comfyui.mount(app)
+    runpod.mount(app)
     app.router.add_get("/files/out/{id}/{name}", get_output)
     app.on_shutdown.append(_close)
     return app

@@ -3,8 +3,8 @@
 A rule has a `kind`, says which create requests it is for, and may have options of its kind.
 Kinds fall into groups; of each group the first rule that matches a create request applies to it.
 Rules of the group `create` are asked first, and decide alone when one applies, so that a refused
-request uses up no other rule. Rules of the group `list request` are for requests that list
-predictions instead; those name no prompt and no model.
+request uses up no other rule. Rules of the groups `list request` and `upload request` are for
+requests that list predictions or bring a file instead; those name no prompt and no model.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class Kind:
 
 REFUSAL = "create"
 LIST_REFUSAL = "list request"
+UPLOAD_REFUSAL = "upload request"
+# Requests that are not about one prediction: the rule itself counts the hits.
+NOT_OF_PREDICTIONS = (LIST_REFUSAL, UPLOAD_REFUSAL)
 INVALID_INPUT_TEXT = "ValueError: The prompt could not be encoded for this model."
 INTERRUPTED_TEXT = "Prediction interrupted; please retry (code: PA)"
 NSFW_TEXT = "NSFW content detected. Try running it again, or try a different prompt."
@@ -58,6 +61,7 @@ KINDS: dict[str, Kind] = {
     "short_output": Kind("output", {"count": None}),
     "empty_output": Kind("output", {"null": False}),
     "string_output": Kind("output"),
+    "data_uri_output": Kind("output"),
     # The URLs name a server that is not this one.
     "foreign_host": Kind("output", {"base_url": "https://files.example.net"}),
     # Reading the prediction fails, the first `hits` times or always.
@@ -70,6 +74,8 @@ KINDS: dict[str, Kind] = {
     "list_hidden": Kind("list"),
     # The list itself is refused, the first `hits` times or always.
     "list_status": Kind(LIST_REFUSAL, {"status": 503, "hits": None}),
+    # A file is refused, the first `hits` times or always.
+    "upload_status": Kind(UPLOAD_REFUSAL, {"status": 503, "hits": None}),
     # Reading an output file goes wrong, the first `hits` times per file or always.
     "truncated_file": Kind("file", {"hits": None}),
     "wrong_type": Kind("file", {"hits": None}),
@@ -190,7 +196,7 @@ class RuleBook:
                 continue
             known = key in options or key in _MATCH_TYPES
             about_creates = key in ("prompt", "model") and value is not None
-            if not known or (about_creates and kind.group == LIST_REFUSAL):
+            if not known or (about_creates and kind.group in NOT_OF_PREDICTIONS):
                 raise FaultError(f"{spec['kind']} takes no {key!r}")
             types = (_MATCH_TYPES | _OPTION_TYPES)[key]
             if value is not None and (not isinstance(value, types) or _is_stray_bool(value, types)):
@@ -218,11 +224,15 @@ class RuleBook:
 
     def for_prediction(self, model_id: str, prompt: str) -> dict[str, Rule]:
         """Return the rules that apply to a prediction being created, by group."""
-        return self._pick(model_id, prompt, lambda g: g not in (REFUSAL, LIST_REFUSAL))
+        return self._pick(model_id, prompt, lambda g: g not in (REFUSAL, *NOT_OF_PREDICTIONS))
 
     def list_refusal(self) -> Rule | None:
         """Return the rule that refuses this request for a list, or None."""
         return self._pick("", "", lambda group: group == LIST_REFUSAL).get(LIST_REFUSAL)
+
+    def upload_refusal(self) -> Rule | None:
+        """Return the rule that refuses this request with a file, or None."""
+        return self._pick("", "", lambda group: group == UPLOAD_REFUSAL).get(UPLOAD_REFUSAL)
 
     def _pick(self, model_id: str, prompt: str, is_asked: Callable[[str], bool]) -> dict[str, Rule]:
         picked: dict[str, Rule] = {}
@@ -230,8 +240,7 @@ class RuleBook:
             group = KINDS[rule.kind].group
             if not is_asked(group) or not rule.matches(model_id, prompt):
                 continue
-            # Of a refused list the rule itself counts the hits: there is no prediction to do it.
-            if group not in picked and (group != LIST_REFUSAL or rule.covers(rule.seen)):
+            if group not in picked and (group not in NOT_OF_PREDICTIONS or rule.covers(rule.seen)):
                 rule.applied += 1
                 picked[group] = rule
         return picked

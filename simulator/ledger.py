@@ -6,9 +6,47 @@ import json
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from simulator.predictions import KEPT, Prediction
+from simulator.predictions import KEPT
+
+
+class Work(Protocol):
+    """What the books need to know of a prediction, of whatever provider.
+
+    status is `starting`, `processing`, `succeeded`, `failed`, `canceled` or `aborted`, whatever
+    the provider's own word is. Times ending in `_mono` are seconds of CLOCK_MONOTONIC, `wall_ns`
+    turns one into nanoseconds since 1970.
+    """
+
+    @property
+    def provider(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def owner(self) -> str: ...
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def webhook(self) -> str | None: ...
+    @property
+    def token_suffix(self) -> str: ...
+    @property
+    def created_mono(self) -> float: ...
+    @property
+    def started_mono(self) -> float | None: ...
+    @property
+    def ended_mono(self) -> float | None: ...
+    @property
+    def has_ended(self) -> bool: ...
+    @property
+    def charged_usd(self) -> float: ...
+    def input_digest(self) -> str: ...
+    def wall_ns(self, mono: float) -> int: ...
 
 
 @dataclass(slots=True)
@@ -67,11 +105,13 @@ class CreateRequest:
     received_mono: float
     received_wall_s: float
     answer: int | str | None = None
-    prediction: Prediction | None = None
+    provider: str = "replicate"
+    prediction: Work | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry of the timeline."""
         entry: dict[str, Any] = {
+            "provider": self.provider,
             "owner": self.owner,
             "model": self.model_id,
             "prompt": self.prompt,
@@ -94,7 +134,7 @@ class Charge:
     charges again and again holds up nothing.
     """
 
-    prediction: Prediction
+    prediction: Work
     encoded: bytes | None = None
 
     def as_json(self) -> bytes:
@@ -119,20 +159,25 @@ class Ledger:
         self._usd_by_status: defaultdict[str, float] = defaultdict(float)
 
     def receive(
-        self, owner: str, model_id: str, prompt: str, received_mono: float
+        self,
+        owner: str,
+        model_id: str,
+        prompt: str,
+        received_mono: float,
+        provider: str = "replicate",
     ) -> CreateRequest:
         """Enter a create request."""
         # The body was read after the request came in; the wall time goes back to that moment.
         wall_s = time.time() - (time.monotonic() - received_mono)
-        request = CreateRequest(owner, model_id, prompt, received_mono, wall_s)
+        request = CreateRequest(owner, model_id, prompt, received_mono, wall_s, provider=provider)
         self._requests.append(request)
         self._total.creates += 1
         self._by_owner[owner].creates += 1
         return request
 
-    def note(self, prediction: Prediction, event: str) -> None:
+    def note(self, prediction: Work, event: str) -> None:
         """Follow a prediction; a charge is entered when its run begins."""
-        tallies = (self._total, self._by_owner[prediction.order.owner])
+        tallies = (self._total, self._by_owner[prediction.owner])
         began = prediction.started_mono is not None
         if event == "accepted":
             for tally in tallies:
@@ -181,23 +226,23 @@ class Ledger:
         return stats
 
 
-def _charge_json(prediction: Prediction) -> dict[str, Any]:
-    order = prediction.order
+def _charge_json(prediction: Work) -> dict[str, Any]:
     return {
+        "provider": prediction.provider,
         "prediction_id": prediction.id,
-        "model": order.model.id,
-        "owner": order.owner,
+        "model": prediction.model_id,
+        "owner": prediction.owner,
         "prompt": prediction.prompt,
         "input_sha256": prediction.input_digest(),
-        "webhook": order.webhook,
-        "token_suffix": order.token_suffix,
+        "webhook": prediction.webhook,
+        "token_suffix": prediction.token_suffix,
         "status": prediction.status,
         "charged_usd": round(prediction.charged_usd, 9),
         **_times(prediction),
     }
 
 
-def _times(prediction: Prediction) -> dict[str, float | None]:
+def _times(prediction: Work) -> dict[str, float | None]:
     times: dict[str, float | None] = {}
     for name, mono in (
         ("created", prediction.created_mono),

@@ -6,8 +6,9 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from aiohttp import web
 
@@ -57,7 +58,7 @@ async def get_output(request: web.Request) -> web.StreamResponse:
     if rule is not None:
         prediction.file_hits[index] += 1
         if rule.covers(prediction.file_hits[index]):
-            return await _spoil(request, rule, prediction, index, image_format)
+            return await spoil(request, rule, partial(_draw, prediction, index), image_format)
     body = await _draw(prediction, index, image_format)
     return web.Response(body=body, content_type=CONTENT_TYPES[image_format])
 
@@ -65,8 +66,7 @@ async def get_output(request: web.Request) -> web.StreamResponse:
 async def _draw(prediction: Prediction, index: int, image_format: str) -> bytes:
     model = prediction.order.model
     width_px, height_px = model.size_px(prediction.order.input)
-    return await asyncio.get_running_loop().run_in_executor(
-        _DRAWING,
+    return await in_drawing_thread(
         render,
         prediction.prompt,
         prediction.seed + index,
@@ -77,9 +77,18 @@ async def _draw(prediction: Prediction, index: int, image_format: str) -> bytes:
     )
 
 
-async def _spoil(
-    request: web.Request, rule: Rule, prediction: Prediction, index: int, image_format: str
+async def in_drawing_thread(make: Callable[..., bytes], *args: object) -> bytes:
+    """Return what `make` makes, without holding up the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(_DRAWING, make, *args)
+
+
+async def spoil(
+    request: web.Request,
+    rule: Rule,
+    draw: Callable[[str], Awaitable[bytes]],
+    image_format: str,
 ) -> web.StreamResponse:
+    """Answer with an output file as `rule` has it; `draw` gives the image in a format."""
     if rule.kind == "file_status":
         status = rule.options["status"]
         return html_page(status) if status >= 500 else problem(status)
@@ -88,15 +97,15 @@ async def _spoil(
     if rule.kind == "svg_script":
         return web.Response(body=hostile.SVG_SCRIPT, content_type=CONTENT_TYPES["svg"])
     if rule.kind == "polyglot":
-        body = hostile.polyglot(await _draw(prediction, index, "jpg"))
+        body = hostile.polyglot(await draw("jpg"))
         return web.Response(body=body, content_type=CONTENT_TYPES["jpg"])
     if rule.kind in _HOSTILE_PNGS:
         make, headers = _HOSTILE_PNGS[rule.kind]
         # Making one takes up to a second, the first time.
-        body = await asyncio.get_running_loop().run_in_executor(_DRAWING, make)
+        body = await in_drawing_thread(make)
         return web.Response(body=body, headers=headers, content_type=CONTENT_TYPES["png"])
 
-    body, content_type = await _draw(prediction, index, image_format), CONTENT_TYPES[image_format]
+    body, content_type = await draw(image_format), CONTENT_TYPES[image_format]
     half = body[: len(body) // 2]
     if rule.kind == "truncated_file":
         return web.Response(body=half, content_type=content_type)

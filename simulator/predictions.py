@@ -14,6 +14,7 @@ Source: Replicate HTTP API, read 2026-11-20.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simulator.faults import Rule
+from simulator.images import CONTENT_TYPES, render
 from simulator.models import Model
 from simulator.settings import Settings
 from simulator.wire import new_id, rfc3339
@@ -74,11 +76,38 @@ class Prediction:
     output: list[str] | str | None = None
     image_count: int = 0
     error: str | None = None
+    # The files as data URIs, once they were asked for in this form.
+    inline: list[str] = field(default_factory=list)
     gets: int = 0
     cancels: int = 0
     file_hits: Counter[int] = field(default_factory=Counter)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
+
+    @property
+    def provider(self) -> str:
+        """Return the provider's name, as it is in the books."""
+        return "replicate"
+
+    @property
+    def owner(self) -> str:
+        """Return whose work it is."""
+        return self.order.owner
+
+    @property
+    def model_id(self) -> str:
+        """Return `owner/name` of the model."""
+        return self.order.model.id
+
+    @property
+    def webhook(self) -> str | None:
+        """Return where the client wants to be told."""
+        return self.order.webhook
+
+    @property
+    def token_suffix(self) -> str:
+        """Return the last characters of the client's API token."""
+        return self.order.token_suffix
 
     @property
     def prompt(self) -> str:
@@ -177,10 +206,24 @@ class Prediction:
         fault = self.order.faults.get("output")
         if fault is not None and fault.kind == "foreign_host":
             base_url = fault.options["base_url"]
+        if fault is not None and fault.kind == "data_uri_output" and self.output:
+            self._draw_inline()
+            return self.inline if isinstance(self.output, list) else self.inline[0]
         prefix = f"{base_url}/files/out/{self.id}/"
         if isinstance(self.output, list):
             return [prefix + name for name in self.output]
         return None if self.output is None else prefix + self.output
+
+    def _draw_inline(self) -> None:
+        order = self.order
+        image_format = order.model.image_format(order.input)
+        width_px, height_px = order.model.size_px(order.input)
+        for index in range(len(self.inline), self.image_count):
+            body = render(
+                self.prompt, self.seed + index, order.model.id, width_px, height_px, image_format
+            )
+            encoded = base64.b64encode(body).decode()
+            self.inline.append(f"data:{CONTENT_TYPES[image_format]};base64,{encoded}")
 
     def _metrics(self, ended_mono: float) -> dict[str, Any]:
         metrics: dict[str, Any] = {"total_time": round(ended_mono - self.created_mono, 9)}

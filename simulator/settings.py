@@ -36,6 +36,7 @@ class Settings:
     queue_seconds: float = _setting(0.05, "time a prediction stays `starting`")
     cancel_seconds: float = _setting(0.0, "time from a cancel request to `canceled`")
     cancel_after_min_seconds: float = _setting(5.0, "shortest Cancel-After accepted")
+    cancel_after_factor: float = _setting(1.0, "how long a second of Cancel-After lasts, seconds")
     run_limit_seconds: float = _setting(1800.0, "run time after which a prediction fails")
     retention_seconds: float = _setting(3600.0, "time from completion to removal of the data")
     rate_per_minute: float | None = _setting(None, "create requests per minute (default: no limit)")

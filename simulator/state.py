@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from aiohttp import web
 
@@ -36,6 +37,14 @@ class Bucket:
         return (1 - self.level) * 60 / per_minute if per_minute else math.inf
 
 
+class Part(Protocol):
+    """What one more provider adds: made anew by `build`, its timers stopped by `close`."""
+
+    def build(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 @dataclass
 class State:
     """The parts of a running simulator. Made anew by `reset`, the first settings included."""
@@ -46,6 +55,7 @@ class State:
     tokens: frozenset[str] = frozenset()
     webhook_secret: str = ""
     models: ModelTable = field(default_factory=load_models)
+    parts: list[Part] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.webhook_secret = self.webhook_secret or make_secret(self.seed)
@@ -60,6 +70,8 @@ class State:
         """Stop all timers and deliveries."""
         self.predictions.clear()
         await self.webhooks.close()
+        for part in self.parts:
+            await part.close()
 
     def accepts_token(self, token: str) -> bool:
         """Tell whether an API token is valid."""
@@ -87,6 +99,8 @@ class State:
         # The books come first, so that whoever is told by webhook finds them written.
         listeners = (self.ledger.note, self.webhooks.note)
         self.predictions = Predictions(self.settings, self.seed, listeners)
+        for part in self.parts:
+            part.build()
 
 
 STATE = web.AppKey("state", State)

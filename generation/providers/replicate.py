@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from generation.http import (
@@ -24,9 +24,14 @@ from generation.http import (
     parse_retry_after,
 )
 from generation.provider import (
+    OUTPUTS_LIMIT,
     RAW_LIMIT,
+    RUN_MAX_S,
+    TOO_SLOW,
+    Downloaded,
     ErrorClass,
     Failure,
+    InputFile,
     Prediction,
     PredictionStatus,
     SubmitRequest,
@@ -41,6 +46,12 @@ FIND_DEADLINE_S = 20.0  # for all pages
 FIND_MAX_PAGES = 50
 CANCEL_AFTER_MIN_S = 5
 
+# Files up to this size go along in the request, encoded and all together; others go before it.
+INLINE_MAX_BYTES = 256_000
+FILE_MAX_BYTES = 100_000_000
+FILES_DEADLINE_S = 60.0  # for all that are handed over before a submission
+SUBMIT_RESERVE_S = 5.0  # what they leave of its time for the submission itself
+
 WEBHOOK_TOLERANCE_S = 300
 SECRET_DEADLINE_S = 3.0  # a webhook is to be answered within a few seconds
 SECRET_RETRY_S = 5.0  # between a failure to fetch the secret and the next try
@@ -53,6 +64,9 @@ _MESSAGE_LIMIT = 300
 _RAW_STRING_LIMIT = 1_000
 _RAW_ITEMS_LIMIT = 50
 _RAW_DEPTH_LIMIT = 6
+_COUNT_LIMIT = 10_000
+_SCHEMA_DEPTH_LIMIT = 8
+_SCHEMA_PARTS = ("allOf", "anyOf", "oneOf")
 
 # A failure is classified by HTTP status, else by the platform's code, else by its text; the
 # first row that fits wins. The texts are looked for in lower case.
@@ -121,7 +135,7 @@ _MESSAGES = {
 _QUOTED = frozenset({ErrorClass.INVALID_INPUT, ErrorClass.UNKNOWN})
 
 _CODE = re.compile(r"\b(E\d{3,4})\b|\(code: (\w+)\)")
-_RESETS_IN = re.compile(r"(?:resets in|available in) ~?(\d+(?:\.\d+)?) ?s", re.IGNORECASE)
+_RESETS_IN = re.compile(r"(?:resets in|available in) ~?(\d{1,9}(?:\.\d{1,9})?) ?s", re.IGNORECASE)
 _PERCENT = re.compile(r"(\d{1,3})%\|")
 _WEBHOOK_ID = re.compile(r"[!-~]{1,200}")
 _UNIX_TIME = re.compile(r"[0-9]{1,12}")
@@ -130,6 +144,9 @@ _UNIX_TIME = re.compile(r"[0-9]{1,12}")
 class ReplicateProvider:
     """The Replicate adapter. `output_hosts` tells where its files may be downloaded from.
 
+    A model runs by its name, by its version, or by way of a deployment of ours. An output is a
+    URL, or a `data:` URI.
+
     `base_url` is without `/v1`. `extra_output_hosts` are further hosts for files, see
     `OutputHosts.extra`. `webhook_secret` is what webhooks are signed with, "whsec_" and a key in
     base64; without it, it is asked for when the first webhook comes. Raises ValueError for a
@@ -137,6 +154,8 @@ class ReplicateProvider:
     """
 
     name = "replicate"
+    sends_webhooks = True
+    signs_webhooks = True
 
     def __init__(
         self,
@@ -160,13 +179,26 @@ class ReplicateProvider:
         return f"ReplicateProvider({self._base_url!r})"
 
     def submit(self, request: SubmitRequest) -> Prediction | Failure:
-        """Create a prediction, once.
+        """Hand over the files, then create a prediction, once.
 
         `TIMEOUT_UNKNOWN` means that it may exist, and may be charged for, without our knowing
         its id. Every other failure means that there is none.
         """
-        body: dict[str, Any] = {"input": dict(request.input)}
-        if request.version:
+        began_s = monotonic()
+        limit_s = math.inf if request.timeout_s is None else request.timeout_s
+        files = self._hand_over(request, limit_s)
+        if isinstance(files, Failure):
+            return files
+        if request.files:
+            limit_s -= monotonic() - began_s
+            if limit_s <= 0:
+                return Failure(ErrorClass.INTERRUPTED, TOO_SLOW)
+        deadline_s = min(SUBMIT_DEADLINE_S, limit_s)
+
+        body: dict[str, Any] = {"input": {**request.input, **files}}
+        if request.deployment:
+            path = f"/v1/deployments/{quote(request.deployment)}/predictions"
+        elif request.version:
             path = "/v1/predictions"
             body["version"] = request.version
         else:
@@ -177,10 +209,6 @@ class ReplicateProvider:
         headers = {}
         if request.cancel_after_s is not None:
             headers["Cancel-After"] = f"{max(request.cancel_after_s, CANCEL_AFTER_MIN_S)}s"
-
-        deadline_s = SUBMIT_DEADLINE_S
-        if request.timeout_s is not None:
-            deadline_s = min(deadline_s, request.timeout_s)
 
         answer = self._call("POST", path, deadline_s, headers, body)
         if isinstance(answer, TransportError):
@@ -219,9 +247,11 @@ class ReplicateProvider:
     ) -> tuple[Prediction, ...] | Failure:
         """Look for the predictions that a submission like this made, newest first.
 
-        One is like another when the model is the same (with a version: the version or the model)
-        and each parameter sent is there with the same value; Replicate may add others. Reads all
-        of the list in that time or fails. Raises ValueError for a time without an offset.
+        One is like another when the model is the same (with a version or a deployment: that or
+        the model; an official model's name may stand for a version) and each parameter sent is
+        there with the same value; Replicate may add others. Files are not compared: theirs are
+        addresses, of the day. Reads all of the list in that time or fails. Raises ValueError for
+        a time without an offset.
         """
         window = {"created_after": _rfc3339(since), "created_before": _rfc3339(until)}
         path = f"/v1/predictions?{urlencode(window)}"
@@ -253,6 +283,45 @@ class ReplicateProvider:
             path = following
         message = "Too many predictions were made at Replicate in that time to search them all."
         return Failure(ErrorClass.UNKNOWN, message)
+
+    def download(
+        self,
+        output: str,
+        sink: BinaryIO,
+        *,
+        prediction_id: str,
+        max_bytes: int,
+        deadline_s: float | None = None,
+    ) -> Downloaded | Failure:
+        """Write the file of a URL or `data:` URI into `sink`. Output files need no credentials."""
+        return self._http.download(
+            output, sink, hosts=self.output_hosts, max_bytes=max_bytes, deadline_s=deadline_s
+        )
+
+    def check(self) -> Failure | None:
+        """Ask for the account, which takes a valid token."""
+        answer = self._answer("GET", "/v1/account", FETCH_DEADLINE_S)
+        return answer if isinstance(answer, Failure) else None
+
+    def live_schema(
+        self, model: str, *, version: str | None = None
+    ) -> Mapping[str, Mapping[str, Any]] | Failure | None:
+        """Return the parameters of a version of a model, the latest unless named."""
+        # A version may name its model, which is another where ours is offered under our own name.
+        named, _, version_id = (version or "").rpartition(":")
+        if official := _official_name(version):
+            named, version_id = official, ""
+        path = f"/v1/models/{quote(named or model)}"
+        if version_id:
+            path += f"/versions/{quote(version_id, safe='')}"
+        answer = self._answer("GET", path, FETCH_DEADLINE_S)
+        if isinstance(answer, Failure):
+            return answer
+        body = answer.json()
+        if not isinstance(body, dict):
+            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+        published = body if version_id else body.get("latest_version")
+        return read_schema(published.get("openapi_schema")) if isinstance(published, dict) else None
 
     def read(self, body: object) -> Prediction | None:
         """Translate a prediction object; `None` if it is not one."""
@@ -290,6 +359,63 @@ class ReplicateProvider:
         if prediction is None:
             return WebhookRefusal.NOT_A_PREDICTION
         return WebhookDelivery(delivery_id, data, prediction)
+
+    def _hand_over(self, request: SubmitRequest, limit_s: float) -> dict[str, Any] | Failure:
+        """Return what stands for the files in the input, by parameter.
+
+        Takes `limit_s` less something for the submission at most.
+        """
+        every = [file for files in request.files.values() for file in files]
+        inline = sum(map(_inline_bytes, every)) <= INLINE_MAX_BYTES
+        ends_at = monotonic() + min(FILES_DEADLINE_S, max(limit_s - SUBMIT_RESERVE_S, limit_s / 2))
+        values: dict[str, Any] = {}
+        try:
+            for name, files in request.files.items():
+                passed: list[str] = []
+                for file in files:
+                    value = _data_uri(file) if inline else self._upload(file, ends_at)
+                    if isinstance(value, Failure):
+                        return value
+                    passed.append(value)
+                if passed:
+                    is_list = name in request.file_lists or len(passed) > 1
+                    values[name] = passed if is_list else passed[0]
+        except OSError as error:
+            message = "A reference image could not be read."
+            return Failure(ErrorClass.INTERRUPTED, message, raw=str(error)[:RAW_LIMIT])
+        return values
+
+    def _upload(self, file: InputFile, ends_at: float) -> str | Failure:
+        """Return the address by which a model gets the file.
+
+        It is kept there for about an hour. Repeating this is harmless, whatever became of it.
+        Raises OSError when the file cannot be read.
+        Source: Replicate HTTP API, read 2026-11-20
+        """
+        if file.size_bytes > FILE_MAX_BYTES:
+            message = f"Replicate takes no reference image of more than {FILE_MAX_BYTES:,} bytes."
+            return Failure(ErrorClass.INVALID_INPUT, message)
+        left_s = ends_at - monotonic()
+        if left_s <= 0:
+            return Failure(ErrorClass.INTERRUPTED, TOO_SLOW)
+        answer = self._http.upload(
+            f"{self._base_url}/v1/files",
+            file,
+            field="content",
+            fields={"type": file.content_type},
+            headers={"Authorization": f"Bearer {self._token}"},
+            deadline_s=left_s,
+        )
+        if isinstance(answer, TransportError):
+            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=answer.message)
+        if not 200 <= answer.status < 300:
+            return self._refused(answer)
+        body = answer.json()
+        urls = body.get("urls") if isinstance(body, dict) else None
+        url = urls.get("get") if isinstance(urls, dict) else None
+        if not isinstance(url, str) or not url:
+            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+        return url
 
     def _fetch_webhook_key(self) -> bytes | Failure:
         answer = self._answer("GET", "/v1/webhooks/default/secret", SECRET_DEADLINE_S)
@@ -340,8 +466,11 @@ class ReplicateProvider:
         problem = answer.json()
         problem = problem if isinstance(problem, dict) else {}
         detail = problem.get("detail")
+        error_class = _class_of_status(answer.status)
+        if answer.status == 422 and "invalid version" in str(problem.get("title")).lower():
+            error_class = ErrorClass.NOT_FOUND
         return self._failure(
-            _class_of_status(answer.status),
+            error_class,
             detail=detail if isinstance(detail, str) else "",
             code=str(answer.status),
             retry_after_s=_retry_after_s(answer, problem),
@@ -449,16 +578,96 @@ def read_prediction(body: object) -> Prediction | None:
     status, outputs, failure = _outcome(body)
     logs = body.get("logs")
     metrics = body.get("metrics")
+    metrics = metrics if isinstance(metrics, dict) else {}
     return Prediction(
         id=prediction_id,
         status=status,
         outputs=outputs,
         failure=failure,
         progress=100 if status == PredictionStatus.SUCCEEDED else _progress(logs),
-        run_s=_seconds(metrics.get("predict_time")) if isinstance(metrics, dict) else None,
+        run_s=_seconds(metrics.get("predict_time")),
         total_s=_seconds_between(body.get("created_at"), body.get("completed_at")),
+        billed_images=_count(metrics.get("image_count")),
         raw=_raw(body),
     )
+
+
+def read_schema(openapi: object) -> dict[str, dict[str, Any]] | None:
+    """Translate a model's schema; `None` if it is not one. See `Provider.live_schema`."""
+    components = openapi.get("components") if isinstance(openapi, dict) else None
+    schemas = components.get("schemas") if isinstance(components, dict) else None
+    if not isinstance(schemas, dict):
+        return None
+    whole = _flat(schemas.get("Input"), schemas)
+    properties, required = whole.get("properties"), whole.get("required")
+    if not isinstance(properties, dict):
+        return None
+    required = required if isinstance(required, list) else []
+    return {
+        name: {**_parameter(_flat(schema, schemas), schemas), "required": name in required}
+        for name, schema in properties.items()
+    }
+
+
+def _parameter(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a flat schema states of a parameter."""
+    stated = {
+        "default": schema.get("default"),
+        "min": schema.get("minimum"),
+        "max": schema.get("maximum"),
+    }
+    parameter = {key: value for key, value in stated.items() if value is not None}
+    match schema:
+        case {"enum": list(choices)}:
+            plain = [choice for choice in choices if isinstance(choice, (str, int, float))]
+            parameter |= {"type": "enum", "choices": plain}
+        case {"type": "string", "format": "uri"}:
+            parameter["type"] = "file"
+        case {"type": "array"}:
+            items = _flat(schema.get("items"), schemas)
+            parameter["type"] = "files" if items.get("format") == "uri" else "array"
+        case {"type": "string" | "integer" | "number" | "boolean" as kind}:
+            parameter["type"] = kind
+    return parameter
+
+
+def _flat(schema: object, schemas: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Return a schema with all that it refers to; what it says itself goes before.
+
+    Of alternatives those other than null are taken together: there is but one in practice.
+    """
+    if not isinstance(schema, dict) or depth > _SCHEMA_DEPTH_LIMIT:
+        return {}
+    flat: dict[str, Any] = {}
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        flat |= _flat(schemas.get(reference.rpartition("/")[2]), schemas, depth + 1)
+    for key in _SCHEMA_PARTS:
+        parts = schema.get(key)
+        for part in parts if isinstance(parts, list) else ():
+            found = _flat(part, schemas, depth + 1)
+            if found.get("type") != "null":
+                flat |= found
+    return flat | {key: schema[key] for key in schema.keys() - {"$ref", *_SCHEMA_PARTS}}
+
+
+def _inline_bytes(file: InputFile) -> int:
+    """Return the length of the file's `data:` URI."""
+    return len(_data_uri_head(file)) + (file.size_bytes + 2) // 3 * 4
+
+
+def _data_uri(file: InputFile) -> str:
+    """Raises OSError when the file cannot be read or is not as long as it says."""
+    with file.open() as source:
+        # One byte more would be a file that has grown.
+        content = source.read(file.size_bytes + 1)
+    if len(content) != file.size_bytes:
+        raise OSError("The file is not as long as it was.")
+    return _data_uri_head(file) + base64.b64encode(content).decode()
+
+
+def _data_uri_head(file: InputFile) -> str:
+    return f"data:{file.content_type};base64,"
 
 
 def _is_page(body: object) -> bool:
@@ -483,7 +692,11 @@ def _match(
     if not since <= created_at < until:
         return None
     version = (request.version or "").rpartition(":")[2]
-    if model != request.model and not (version and version == entry.get("version")):
+    if (
+        model not in (request.model, _official_name(request.version))
+        and not (version and version == entry.get("version"))
+        and not (request.deployment and request.deployment == entry.get("deployment"))
+    ):
         return None
     if entry.get("data_removed") is True:
         message = "Replicate has deleted what predictions of that time were asked for."
@@ -494,6 +707,11 @@ def _match(
     if not isinstance(sent, dict) or not _holds(found, sent):
         return None
     return prediction
+
+
+def _official_name(version: str | None) -> str | None:
+    """Return the "owner/name" that stands for a version, whose predictions tell only that."""
+    return version if version and "/" in version and ":" not in version else None
 
 
 def _unreadable(entry: object) -> Failure:
@@ -583,6 +801,9 @@ def _outputs(body: Mapping[str, Any]) -> tuple[str, ...] | Failure:
             return Failure(ErrorClass.OUTPUT_EXPIRED, message)
         return Failure(ErrorClass.BAD_OUTPUT, "The model finished without a picture.")
     urls = [output] if isinstance(output, str) else output
+    if isinstance(urls, list) and len(urls) > OUTPUTS_LIMIT:
+        message = f"The model made {len(urls):,} files; at most {OUTPUTS_LIMIT} are taken."
+        return Failure(ErrorClass.BAD_OUTPUT, message)
     if isinstance(urls, list) and all(isinstance(url, str) and url for url in urls):
         return tuple(urls)
     message = "The model's output is not a file or a list of files."
@@ -663,7 +884,13 @@ def _progress(logs: object) -> int | None:
 def _seconds(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if 0 <= value < math.inf else None
+    return float(value) if 0 <= value <= RUN_MAX_S else None
+
+
+def _count(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value < _COUNT_LIMIT else None
 
 
 def _time(value: object) -> datetime | None:

@@ -94,7 +94,9 @@ class ScriptedServer:
         request = Request(head.decode(), body, connection)
         length = int(request.headers.get("content-length", 0))
         while len(request.body) < length:
-            request.body += sock.recv(65536)
+            if not (more := sock.recv(65536)):
+                return None
+            request.body += more
         return request
 
     def drip(self, sock: socket.socket, data: bytes, *, gap_s: float = 0.02) -> None:

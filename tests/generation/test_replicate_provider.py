@@ -1,8 +1,12 @@
 """The Replicate adapter: what it sends, and how it reads what comes back."""
 
+import base64
+import hashlib
+import io
 import json
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,14 +16,22 @@ import responses
 from generation.http import HttpClient, Response, TransportError
 from generation.provider import (
     RAW_LIMIT,
+    Downloaded,
     ErrorClass,
     Failure,
+    InputFile,
     Prediction,
     PredictionStatus,
     Provider,
     SubmitRequest,
 )
-from generation.providers.replicate import FIND_MAX_PAGES, ReplicateProvider, read_prediction
+from generation.providers.replicate import (
+    FILE_MAX_BYTES,
+    FIND_MAX_PAGES,
+    INLINE_MAX_BYTES,
+    ReplicateProvider,
+    read_prediction,
+)
 from tests.simulator import support
 
 TOKEN = "r8_TestTokenThatMustNotLeak"
@@ -116,6 +128,12 @@ class TestSubmit:
         replicate.submit(SubmitRequest(MODEL, {}, cancel_after_s=asked_s))
         assert api.calls[0].request.headers["Cancel-After"] == sent
 
+    def test_of_a_deployment_goes_to_its_address_whatever_the_version(self, replicate, api):
+        api.post(f"{BASE}/v1/deployments/us/cats/predictions", json=prediction(), status=201)
+        request = SubmitRequest(MODEL, {"prompt": "x"}, version="a" * 64, deployment="us/cats")
+        assert isinstance(replicate.submit(request), Prediction)
+        assert json.loads(api.calls[0].request.body) == {"input": {"prompt": "x"}}
+
     def test_accepts_an_answer_that_is_done_already(self, replicate, api):
         body = prediction(status="succeeded", output="https://replicate.delivery/a.webp")
         api.post(OFFICIAL, json=body, status=201)
@@ -177,6 +195,379 @@ class TestSubmit:
         assert result.raw == body
 
 
+def image(size_bytes=10, *, seed=0, **fields) -> InputFile:
+    content = bytes([seed]) * size_bytes
+    file = InputFile(
+        filename=f"cat-{seed}.png",
+        content_type="image/png",
+        size_bytes=size_bytes,
+        sha256=hashlib.sha256(content).hexdigest(),
+        open=lambda: io.BytesIO(content),
+    )
+    return replace(file, **fields)
+
+
+def data_uri(size_bytes=10, *, seed=0) -> str:
+    return "data:image/png;base64," + base64.b64encode(bytes([seed]) * size_bytes).decode()
+
+
+def never_opened():
+    raise AssertionError("the file was opened")
+
+
+FILES = f"{BASE}/v1/files"
+# The longest file whose URI fits: 22 characters before 255,976 of base64.
+INLINE_BYTES = 191_982
+
+
+class TestFiles:
+    """Small files go along in the request, larger ones before it."""
+
+    def submit(self, replicate, api, files, **fields):
+        api.post(OFFICIAL, json=prediction(), status=201)
+        request = SubmitRequest(MODEL, {"prompt": "a cat"}, files=files, **fields)
+        assert isinstance(replicate.submit(request), Prediction)
+        return json.loads(api.calls[-1].request.body)["input"]
+
+    def test_go_along_by_their_parameters(self, replicate, api):
+        files = {"image": (image(seed=1),), "mask": (image(seed=2),)}
+        assert self.submit(replicate, api, files) == {
+            "prompt": "a cat",
+            "image": data_uri(seed=1),
+            "mask": data_uri(seed=2),
+        }
+
+    @pytest.mark.parametrize(
+        ("count", "lists", "expected"),
+        [
+            (0, (), None),
+            (0, ("image",), None),
+            (1, (), data_uri(seed=0)),
+            (1, ("other",), data_uri(seed=0)),
+            (1, ("image",), [data_uri(seed=0)]),
+            (2, ("image",), [data_uri(seed=0), data_uri(seed=1)]),
+            (2, (), [data_uri(seed=0), data_uri(seed=1)]),
+        ],
+    )
+    def test_are_a_list_where_the_parameter_takes_one(self, replicate, api, count, lists, expected):
+        files = {"image": tuple(image(seed=number) for number in range(count))}
+        sent = self.submit(replicate, api, files, file_lists=frozenset(lists))
+        assert sent.get("image") == expected
+
+    def test_that_just_fit_go_along(self, replicate, api):
+        sent = self.submit(replicate, api, {"image": (image(INLINE_BYTES),)})
+        assert len(sent["image"]) == 22 + 255_976 <= INLINE_MAX_BYTES
+
+    @pytest.mark.parametrize(
+        "sizes_bytes", [(INLINE_BYTES + 3,), (INLINE_BYTES, 1)], ids=["one", "two"]
+    )
+    def test_that_do_not_fit_together_go_before(self, replicate, api, sizes_bytes):
+        for number in range(len(sizes_bytes)):
+            api.post(FILES, json={"id": "f", "urls": {"get": f"{FILES}/{number}"}}, status=201)
+        files = tuple(image(size, seed=number) for number, size in enumerate(sizes_bytes))
+        sent = self.submit(replicate, api, {"image": files}, file_lists=frozenset({"image"}))
+        assert sent["image"] == [f"{FILES}/{number}" for number in range(len(sizes_bytes))]
+        assert api.calls[0].request.headers["Authorization"] == f"Bearer {TOKEN}"
+
+    def test_go_before_as_a_form(self, http, serve, answer):
+        def script(sock, request, server):
+            body = {"urls": {"get": "https://x/f"}} if "files" in request.path else prediction()
+            sock.sendall(answer(json.dumps(body).encode(), status="201 Created"))
+            return True
+
+        server = serve(script)
+        replicate = ReplicateProvider(TOKEN, http=http, base_url=server.url(""))
+        request = SubmitRequest(MODEL, {}, files={"image": (image(200_000, seed=65),)})
+        assert isinstance(replicate.submit(request), Prediction)
+        upload, create = server.requests
+        assert upload.path == "/v1/files"
+        assert b'name="type"\r\n\r\nimage/png\r\n' in upload.body
+        assert b'name="content"; filename="cat-65.png"\r\nContent-Type: image/png' in upload.body
+        assert b"A" * 200_000 in upload.body
+        assert json.loads(create.body) == {"input": {"image": "https://x/f"}}
+
+    def test_that_are_larger_than_it_takes_are_refused(self, replicate, api):
+        file = replace(image(), size_bytes=FILE_MAX_BYTES + 1, open=never_opened)
+        result = replicate.submit(SubmitRequest(MODEL, {}, files={"image": (file,)}))
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.INVALID_INPUT
+        assert "100,000,000" in result.message
+
+    @pytest.mark.parametrize(
+        ("status", "body", "expected"),
+        [
+            (401, {}, ErrorClass.AUTH),
+            (402, {}, ErrorClass.INSUFFICIENT_CREDIT),
+            (
+                413,
+                {"detail": "Files must be less than 100MB in size"},
+                ErrorClass.INVALID_INPUT,
+            ),
+            (429, {"detail": "Request was throttled."}, ErrorClass.RATE_LIMITED),
+            (500, {}, ErrorClass.PROVIDER_UNAVAILABLE),
+            # Nothing that costs anything was asked for: an open outcome is none.
+            (504, {}, ErrorClass.PROVIDER_UNAVAILABLE),
+            (201, {}, ErrorClass.PROVIDER_UNAVAILABLE),
+            (201, [], ErrorClass.PROVIDER_UNAVAILABLE),
+            (201, {"urls": []}, ErrorClass.PROVIDER_UNAVAILABLE),
+            (201, {"urls": {"get": None}}, ErrorClass.PROVIDER_UNAVAILABLE),
+            (201, {"urls": {"get": ""}}, ErrorClass.PROVIDER_UNAVAILABLE),
+        ],
+    )
+    def test_that_are_refused_leave_nothing_submitted(self, replicate, api, status, body, expected):
+        api.post(FILES, json=body, status=status)
+        files = {"image": (image(500_000),)}
+        result = replicate.submit(SubmitRequest(MODEL, {}, files=files))
+        assert isinstance(result, Failure)
+        assert result.error_class == expected
+        assert len(api.calls) == 1
+
+    def test_whose_answer_is_lost_leave_nothing_submitted(self, http, serve):
+        server = serve(lambda sock, request, server: False)
+        replicate = ReplicateProvider(TOKEN, http=http, base_url=server.url(""))
+        files = {"image": (image(500_000),)}
+        result = replicate.submit(SubmitRequest(MODEL, {}, files=files))
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.PROVIDER_UNAVAILABLE
+        assert [request.path for request in server.requests] == ["/v1/files"]
+
+    @pytest.mark.parametrize(
+        ("timeout_s", "limits_s"),
+        [
+            (None, [60.0, 40.0, 15.0]),
+            (100.0, [60.0, 40.0, 15.0]),
+            (47.0, [42.0, 22.0, 7.0]),
+            (30.0, [25.0, 5.0]),
+            (8.0, [4.0]),
+        ],
+    )
+    def test_leave_some_of_the_time_for_the_submission(self, monkeypatch, timeout_s, limits_s):
+        clock = [1_000.0]
+        monkeypatch.setattr("generation.providers.replicate.monotonic", lambda: clock[0])
+        given_s = []
+
+        class SlowHttp(HttpClient):
+            def upload(self, url, file, *, deadline_s, **kwargs):
+                given_s.append(deadline_s)
+                clock[0] += 20.0
+                return Response(201, {}, b'{"urls": {"get": "https://x/f"}}')
+
+            def json(self, method, url, *, deadline_s, **kwargs):
+                given_s.append(deadline_s)
+                return Response(201, {}, json.dumps(prediction()).encode())
+
+        files = {"image": (image(200_000), image(200_000))}
+        request = SubmitRequest(MODEL, {}, files=files, timeout_s=timeout_s)
+        with SlowHttp() as http:
+            result = ReplicateProvider(TOKEN, http=http).submit(request)
+        assert given_s == limits_s
+        if len(limits_s) < 3:
+            assert isinstance(result, Failure)
+            assert result.error_class == ErrorClass.INTERRUPTED
+        else:
+            assert isinstance(result, Prediction)
+
+    def test_that_cannot_be_read_say_so_to_administrators(self, replicate, api):
+        def gone():
+            raise FileNotFoundError(2, "No such file", "/data/private/name")
+
+        files = {"image": (image(open=gone),)}
+        result = replicate.submit(SubmitRequest(MODEL, {}, files=files))
+        assert isinstance(result, Failure)
+        assert result.error_class == ErrorClass.INTERRUPTED
+        assert "private" not in result.message
+        assert "No such file" in result.raw
+
+    def test_are_not_compared_when_it_is_looked_for(self, replicate, api):
+        found = {"prompt": "a cat", "image": "https://x/expired"}
+        api.get(LIST, json=page(prediction(input=found)))
+        request = SubmitRequest(MODEL, {"prompt": "a cat"}, files={"image": (image(),)})
+        result = find(replicate, request)
+        assert isinstance(result, tuple)
+        assert [one.id for one in result] == [ID]
+
+
+ACCOUNT = f"{BASE}/v1/account"
+
+
+class TestCheck:
+    def test_asks_for_the_account(self, replicate, api):
+        api.get(ACCOUNT, json={"type": "user", "username": "us"})
+        assert replicate.check() is None
+        assert api.calls[0].request.headers["Authorization"] == f"Bearer {TOKEN}"
+
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [(401, ErrorClass.AUTH), (503, ErrorClass.PROVIDER_UNAVAILABLE)],
+    )
+    def test_tells_what_is_wrong(self, replicate, api, status, expected):
+        api.get(ACCOUNT, status=status)
+        result = replicate.check()
+        assert isinstance(result, Failure)
+        assert result.error_class == expected
+
+
+def schema(properties, required=(), **others):
+    return {
+        "components": {
+            "schemas": {
+                "Input": {"type": "object", "properties": properties, "required": list(required)},
+                **others,
+            }
+        }
+    }
+
+
+RATIO = {"type": "string", "enum": ["1:1", "16:9"], "title": "aspect_ratio"}
+URI = {"type": "string", "format": "uri"}
+REF = "#/components/schemas/aspect_ratio"
+
+
+class TestLiveSchema:
+    MODEL_URL = f"{BASE}/v1/models/{MODEL}"
+
+    @pytest.mark.parametrize(
+        ("stated", "expected"),
+        [
+            ({"type": "string", "title": "Prompt"}, {"type": "string"}),
+            (
+                {"type": "integer", "default": 28, "minimum": 1, "maximum": 50},
+                {"type": "integer", "default": 28, "min": 1, "max": 50},
+            ),
+            (
+                {"type": "number", "minimum": 0, "default": 0},
+                {"type": "number", "default": 0, "min": 0},
+            ),
+            ({"type": "boolean", "default": False}, {"type": "boolean", "default": False}),
+            (URI, {"type": "file"}),
+            ({"type": "array", "items": URI}, {"type": "files"}),
+            ({"type": "array", "items": {"type": "integer"}}, {"type": "array"}),
+            ({"type": "array"}, {"type": "array"}),
+            (
+                {"allOf": [{"$ref": REF}], "default": "1:1", "description": "x", "x-order": 1},
+                {"type": "enum", "choices": ["1:1", "16:9"], "default": "1:1"},
+            ),
+            ({"$ref": REF}, {"type": "enum", "choices": ["1:1", "16:9"]}),
+            (
+                {"type": "integer", "enum": [256, 512], "default": None},
+                {"type": "enum", "choices": [256, 512]},
+            ),
+            (
+                {"anyOf": [{"type": "integer", "minimum": 5}, {"type": "null"}]},
+                {"type": "integer", "min": 5},
+            ),
+            ({"anyOf": [{"type": "null"}, URI], "nullable": True}, {"type": "file"}),
+            ({"type": "array", "items": {"anyOf": [URI]}}, {"type": "files"}),
+            ({"enum": ["a", {}, None, 2]}, {"type": "enum", "choices": ["a", 2]}),
+            ({"type": "object"}, {}),
+            ({"type": ["string", "null"]}, {}),
+            ({"$ref": "#/nowhere"}, {}),
+            ({"$ref": "#/components/schemas/loop"}, {}),
+            ({"allOf": "x", "anyOf": [5]}, {}),
+            (None, {}),
+        ],
+    )
+    def test_translates_what_is_stated(self, replicate, api, stated, expected):
+        loop = {"allOf": [{"$ref": "#/components/schemas/loop"}]}
+        published = schema({"p": stated}, aspect_ratio=RATIO, loop=loop)
+        api.get(self.MODEL_URL, json={"latest_version": {"openapi_schema": published}})
+        assert replicate.live_schema(MODEL) == {"p": {**expected, "required": False}}
+
+    def test_tells_what_is_required(self, replicate, api):
+        published = schema({"a": URI, "b": URI}, ["a", "c"])
+        api.get(self.MODEL_URL, json={"latest_version": {"openapi_schema": published}})
+        assert replicate.live_schema(MODEL) == {
+            "a": {"type": "file", "required": True},
+            "b": {"type": "file", "required": False},
+        }
+
+    @pytest.mark.parametrize("version", ["b" * 64, f"{MODEL}:{'b' * 64}"])
+    def test_of_a_version_is_read_there(self, replicate, api, version):
+        published = {"id": "b" * 64, "openapi_schema": schema({"a": URI})}
+        api.get(f"{self.MODEL_URL}/versions/{'b' * 64}", json=published)
+        result = replicate.live_schema(MODEL, version=version)
+        assert result == {"a": {"type": "file", "required": False}}
+
+    @pytest.mark.parametrize(
+        ("version", "path"),
+        [
+            ("someone/else", "someone/else"),
+            (f"someone/else:{'b' * 64}", f"someone/else/versions/{'b' * 64}"),
+        ],
+    )
+    def test_of_another_model_that_the_version_names_is_read_there(
+        self, replicate, api, version, path
+    ):
+        published = {"openapi_schema": schema({"a": URI})}
+        latest = {"latest_version": published} if path == version else published
+        api.get(f"{BASE}/v1/models/{path}", json=latest)
+        result = replicate.live_schema("own/name", version=version)
+        assert result == {"a": {"type": "file", "required": False}}
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {},
+            {"latest_version": None},
+            {"latest_version": {}},
+            {"latest_version": {"openapi_schema": None}},
+            {"latest_version": {"openapi_schema": {"components": []}}},
+            {"latest_version": {"openapi_schema": {"components": {"schemas": {}}}}},
+            {"latest_version": {"openapi_schema": {"components": {"schemas": {"Input": {}}}}}},
+        ],
+    )
+    def test_that_is_not_published_is_none(self, replicate, api, body):
+        api.get(self.MODEL_URL, json=body)
+        assert replicate.live_schema(MODEL) is None
+
+    @pytest.mark.parametrize(
+        ("status", "body", "expected"),
+        [
+            (404, {"detail": "Not found"}, ErrorClass.NOT_FOUND),
+            (503, {}, ErrorClass.PROVIDER_UNAVAILABLE),
+            (200, [], ErrorClass.PROVIDER_UNAVAILABLE),
+        ],
+    )
+    def test_that_cannot_be_read_is_a_failure(self, replicate, api, status, body, expected):
+        api.get(self.MODEL_URL, json=body, status=status)
+        result = replicate.live_schema(MODEL)
+        assert isinstance(result, Failure)
+        assert result.error_class == expected
+
+
+class TestDownload:
+    @pytest.fixture
+    def local(self, http):
+        return ReplicateProvider(TOKEN, http=http, base_url=BASE, extra_output_hosts=["127.0.0.1"])
+
+    def download(self, provider, output, max_bytes=1_000):
+        sink = io.BytesIO()
+        result = provider.download(output, sink, prediction_id=ID, max_bytes=max_bytes)
+        return result, sink.getvalue()
+
+    def test_of_a_url_tells_nobody_our_token(self, local, serve, answer):
+        def script(sock, request, server):
+            sock.sendall(answer(b"picture", headers={"Content-Type": "image/png"}))
+            return True
+
+        server = serve(script)
+        result, content = self.download(local, server.url("/0.png"))
+        assert isinstance(result, Downloaded)
+        assert (content, result.content_type) == (b"picture", "image/png")
+        assert "authorization" not in server.requests[0].headers
+
+    def test_of_a_data_uri_asks_nobody(self, replicate):
+        result, content = self.download(replicate, data_uri(10))
+        assert isinstance(result, Downloaded)
+        assert (content, result.content_type) == (bytes(10), "image/png")
+
+    @pytest.mark.parametrize("output", [data_uri(1_001), "https://evil.test/a.png", "x", ""])
+    def test_of_anything_else_is_bad_output(self, replicate, output):
+        result, content = self.download(replicate, output)
+        assert isinstance(result, Failure)
+        assert (result.error_class, content) == (ErrorClass.BAD_OUTPUT, b"")
+
+
 STATUS_CASES = [
     (400, {"detail": "bad"}, ErrorClass.INVALID_INPUT),
     (401, {"title": "Unauthenticated", "status": 401}, ErrorClass.AUTH),
@@ -185,7 +576,8 @@ STATUS_CASES = [
     (403, {}, ErrorClass.AUTH),
     (404, {"detail": "not found"}, ErrorClass.NOT_FOUND),
     (413, {"detail": "too big"}, ErrorClass.INVALID_INPUT),
-    (422, {"title": "Invalid version or not permitted"}, ErrorClass.INVALID_INPUT),
+    (422, {"title": "Invalid version or not permitted"}, ErrorClass.NOT_FOUND),
+    (422, {"title": ["Input validation failed"]}, ErrorClass.INVALID_INPUT),
     (429, {"detail": "Request was throttled."}, ErrorClass.RATE_LIMITED),
     (500, "Internal Server Error", ErrorClass.PROVIDER_UNAVAILABLE),
     (502, "<html>Bad gateway</html>", ErrorClass.PROVIDER_UNAVAILABLE),
@@ -267,6 +659,8 @@ class TestRefusal:
             ({}, {"detail": "Request was throttled. Your rate limit resets in ~30s."}, 30.0),
             ({}, {"detail": "Request was throttled. Expected available in 1 second."}, 1.0),
             ({}, {"detail": "Request was throttled."}, None),
+            ({}, {"detail": f"Your rate limit resets in ~{'9' * 400}s."}, None),
+            ({}, {"retry_after": 10**400}, None),
             ({}, {"detail": ["x"]}, None),
             ({}, [], None),
             ({"Retry-After": "86400"}, {}, 86400.0),
@@ -394,11 +788,30 @@ class TestFind:
             ("b" * 64, {"model": "someone/else", "version": "c" * 64}, False),
             ("b" * 64, {"model": "someone/else", "version": None}, False),
             (None, {"model": "", "version": ""}, False),
+            # An official model that is offered under a name of ours.
+            ("someone/else", {"model": "someone/else", "version": "hidden"}, True),
+            ("someone/else", {"model": "nobody/else", "version": "hidden"}, False),
+            (f"someone/else:{'b' * 64}", {"model": "someone/else", "version": "hidden"}, False),
         ],
     )
     def test_wants_the_same_model_or_version(self, replicate, api, version, entry, is_found):
         api.get(LIST, json=page(prediction(**entry)))
         request = SubmitRequest(MODEL, {"prompt": "a cat"}, version=version)
+        assert self.ids(find(replicate, request)) == [ID] * is_found
+
+    @pytest.mark.parametrize(
+        ("deployment", "entry", "is_found"),
+        [
+            ("us/cats", {"model": "someone/else", "deployment": "us/cats"}, True),
+            ("us/cats", {"model": MODEL}, True),
+            ("us/cats", {"model": "someone/else", "deployment": "us/dogs"}, False),
+            ("us/cats", {"model": "someone/else"}, False),
+            (None, {"model": "someone/else", "deployment": None}, False),
+        ],
+    )
+    def test_knows_a_deployment_by_its_name(self, replicate, api, deployment, entry, is_found):
+        api.get(LIST, json=page(prediction(**entry)))
+        request = SubmitRequest(MODEL, {"prompt": "a cat"}, deployment=deployment)
         assert self.ids(find(replicate, request)) == [ID] * is_found
 
     @pytest.mark.parametrize(
@@ -776,6 +1189,7 @@ class TestStatus:
             ("https://replicate.delivery/a.webp", ("https://replicate.delivery/a.webp",)),
             (["https://x/0.png", "https://x/1.png"], ("https://x/0.png", "https://x/1.png")),
             (["data:image/png;base64,AAAA"], ("data:image/png;base64,AAAA",)),
+            (["https://x/0.png"] * 100, ("https://x/0.png",) * 100),
         ],
     )
     def test_succeeded_gives_the_files_in_order(self, output, urls):
@@ -795,6 +1209,7 @@ class TestStatus:
             ({"output": 5}, ErrorClass.BAD_OUTPUT),
             ({"output": [{"url": "https://x/a.png"}]}, ErrorClass.BAD_OUTPUT),
             ({"output": ["https://x/a.png", None]}, ErrorClass.BAD_OUTPUT),
+            ({"output": ["https://x/a.png"] * 101}, ErrorClass.BAD_OUTPUT),
             ({"output": None, "data_removed": True}, ErrorClass.OUTPUT_EXPIRED),
         ],
     )
@@ -949,6 +1364,8 @@ class TestDetails:
             ({"predict_time": 3}, 3.0),
             ({"predict_time": "1.5"}, None),
             ({"predict_time": -1}, None),
+            ({"predict_time": 10**400}, None),
+            ({"predict_time": 1e300}, None),
             ({"predict_time": True}, None),
             ({}, None),
             (None, None),
@@ -957,6 +1374,33 @@ class TestDetails:
     )
     def test_run_time_is_the_billed_one(self, metrics, expected_s):
         assert read(metrics=metrics).run_s == expected_s
+
+    @pytest.mark.parametrize("status", ["succeeded", "failed", "canceled", "aborted"])
+    def test_run_time_is_told_whatever_came_of_it(self, status):
+        result = read(
+            status=status,
+            output="https://x/a.png",
+            metrics={"predict_time": 2.5},
+            completed_at="2026-11-20T10:00:03.123456Z",
+        )
+        assert (result.run_s, result.total_s) == (2.5, 3.0)
+
+    @pytest.mark.parametrize(
+        ("metrics", "expected"),
+        [
+            ({"image_count": 2}, 2),
+            ({"image_count": 0}, 0),
+            ({"image_count": -1}, None),
+            ({"image_count": 10**9}, None),
+            ({"image_count": True}, None),
+            ({"image_count": "2"}, None),
+            ({"image_count": 1.5}, None),
+            ({}, None),
+            (None, None),
+        ],
+    )
+    def test_billed_images_are_those_counted(self, metrics, expected):
+        assert read(metrics=metrics).billed_images == expected
 
     @pytest.mark.parametrize(
         ("created_at", "completed_at", "expected_s"),
@@ -968,6 +1412,8 @@ class TestDetails:
             ("2026-11-20T10:00:00Z", "yesterday", None),
             ("2026-11-20T10:00:00Z", "2026-11-20T10:00:01", None),
             ("2026-11-20T10:00:05Z", "2026-11-20T10:00:00Z", None),
+            ("2026-11-20T10:00:00Z", "2026-11-27T10:00:00Z", 604_800.0),
+            ("2026-11-20T10:00:00Z", "2026-11-27T10:00:01Z", None),
         ],
     )
     def test_total_time_is_from_creation_to_completion(self, created_at, completed_at, expected_s):
@@ -994,6 +1440,7 @@ class TestProvider:
     def test_fits_the_protocol(self, replicate):
         provider: Provider = replicate
         assert provider.name == "replicate"
+        assert provider.sends_webhooks
 
     @pytest.mark.parametrize(
         ("url", "allowed"),

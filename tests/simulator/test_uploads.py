@@ -76,3 +76,15 @@ def test_a_file_over_100_mb_is_refused(sim: Simulator) -> None:
     )
     assert response.status_code == 413
     assert response.json() == {"detail": "Files must be less than 100MB in size"}
+
+
+def test_uploads_are_refused_on_request(sim: Simulator) -> None:
+    sim.fault("upload_status", status=503, hits=2)
+    cat = {"content": ("cat", b"x")}
+    answers = [sim.request("POST", "/v1/files", files=cat) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [503, 503, 201]
+    assert len(sim.request("GET", "/v1/files").json()["results"]) == 1
+    assert (
+        sim.request("POST", "/_sim/faults", json={"kind": "upload_status", "prompt": "x"}).ok
+        is False
+    )
