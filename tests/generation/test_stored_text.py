@@ -18,6 +18,17 @@ from generation.providers.replicate import read_prediction
         (b'{"x": NaN, "y": -Infinity}', {"x": None, "y": None}),
         (b'{"x": 1e999}', {"x": None}),
         (b'{"x": 1e10}', {"x": 1e10}),
+        (b'{"x": %s.0}' % (b"9" * 400), {"x": None}),
+        (b'{"x": %s}' % (b"9" * 400), {"x": None}),
+        (b'{"x": -%s}' % (b"9" * 5_000), {"x": None}),
+        (b'{"x": %s}' % (b"9" * 30), {"x": int("9" * 30)}),
+        ('{"x": "é"}'.encode("utf-8-sig"), {"x": "é"}),
+        # In these, neither a NUL nor half a character shows as the bytes that it has in UTF-8.
+        *(
+            (text.encode(encoding, "surrogatepass"), None)
+            for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be")
+            for text in (r'{"x": "a\u0000"}', '{"x": "\ud83d"}')
+        ),
     ],
 )
 def test_an_answer_holds_only_what_can_be_stored(body, data):
