@@ -4,6 +4,11 @@ ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PICTURE_DATA_DIR=/data
 
+# Text in SVG images is drawn with these.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends fonts-dejavu-core \
+    && rm -rf /var/lib/apt/lists/*
+
 RUN useradd --uid 10001 --create-home picture \
     && install --directory --owner picture --group picture /data /data/beat /data/media
 WORKDIR /app

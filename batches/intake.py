@@ -5,22 +5,28 @@ in its model's own parameters; problems name the field as it stands in the reque
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from random import Random, SystemRandom
-from typing import Any
+from typing import Any, cast
 
 from django.conf import settings
 
+from batches.catalogue import get_model, load_models
 from batches.lifecycle import NewGeneration
-from batches.models import Generation
-from generation.catalogue import Model, ParameterProblem, get_model, load_models
+from batches.models import Generation, GenerationKind
+from batches.references import Kind, Source
+from generation.catalogue import Model, ParameterProblem, Resolved
 
 DEFAULT_MODEL = "black-forest-labs/flux-schnell"
 # Every model with a seed takes these; 0 means "choose one" to some.
 SEED_MIN, SEED_MAX = 1, 2**31 - 1
 # What a model is asked beside the settings.
-NOT_SETTINGS = ("prompt", "negative_prompt", "seed")
+NOT_SETTINGS = ("prompt", "negative_prompt", "seed", "kind")
+# Of the reference images of one submission together, where there is a limit. RunPod takes requests
+# of 10 MB, with the images in base64. Source: RunPod, operation reference, read 2026-11-20
+REFERENCES_MAX_BYTES = {"runpod": 7_000_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,16 @@ class PromptAsked:
     seed: int | None = None
     name: str = ""
     custom_id: str = ""
+    kind: str = ""  # as it follows from the references
     metadata: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(NewGeneration):
+    """`references_at` is where the references stand in the request, or would."""
+
+    references_at: str = ""
 
 
 def weave(prompt: str, *, style: str = "", genre: str = "") -> str:
@@ -56,8 +70,21 @@ def unavailable_reason(model: Model) -> str:
     """Why a model cannot be used on this installation; empty when it can."""
     if not model.is_active:
         return model.status_note or f"The model is {model.status}."
-    if model.provider == "replicate" and not settings.REPLICATE_API_TOKEN:
+    return unconfigured_reason(model.provider, endpoint=model.endpoint)
+
+
+def unconfigured_reason(provider: str, *, endpoint: str | None = None) -> str:
+    """Why a provider cannot be used here; empty when it can. `endpoint` is the model's own."""
+    if provider not in settings.PROVIDER_POOLS:
+        return f"There is no provider {provider!r}."
+    if provider == "replicate" and not settings.REPLICATE_API_TOKEN:
         return "No credentials for replicate are configured."
+    if provider == "runpod" and not settings.RUNPOD_API_KEY:
+        return "No credentials for runpod are configured."
+    if provider == "runpod" and not (endpoint or settings.RUNPOD_ENDPOINT_ID):
+        return "No endpoint of runpod is configured."
+    if provider == "comfyui" and not settings.COMFYUI_URL:
+        return "No server for comfyui is configured."
     return ""
 
 
@@ -69,30 +96,69 @@ def plan_generations(
     genre: str = "",
     at: str = "prompts.{}.",
     flat: bool = False,
+    splits: bool = True,
     rand: Random | None = None,
-) -> list[NewGeneration] | list[Problem]:
+) -> list[Plan] | list[Problem]:
     """Plan every prompt, or list every problem.
 
     `at` is where prompt number n stands. `flat`: the settings stand beside the prompt, and the
-    model is called `model_id` there.
+    model is called `model_id` there. `splits`: what a model cannot make with one submission
+    becomes several generations.
     """
     rand = rand or SystemRandom()
-    planned: list[NewGeneration] = []
+    planned: list[Plan] = []
     problems: dict[tuple[str, str], Problem] = {}
     seeds = {prompt.seed for prompt in prompts}
+    asked = [{**shared, **prompt.settings} for prompt in prompts]
+    counts = [_submission_count(each) if splits else 1 for each in asked]
+    total, limit = sum(counts), settings.MAX_BATCH_SIZE
+    if total > limit and max(counts) > 1:
+        index = next(index for index, count in enumerate(counts) if count > 1)
+        field = _placer(prompts[index], at.format(index), flat)("num_outputs")
+        detail = f"A batch may have at most {limit} submissions; these images take {total}."
+        problems[field, "too_many"] = Problem(field, "too_many", detail)
     for index, prompt in enumerate(prompts):
-        answer = _plan(prompt, shared, style, genre, at.format(index), flat, seeds, rand)
-        if isinstance(answer, NewGeneration):
-            planned.append(answer)
-        else:
-            # What is wrong with the shared settings is wrong for every prompt, and told once.
-            problems |= {(problem.field, problem.code): problem for problem in answer}
+        place = _placer(prompt, at.format(index), flat)
+        final_prompt = weave(prompt.text, style=style, genre=genre)
+        submissions = _submissions(asked[index]) if splits else [asked[index]]
+        # Nothing is made of a request with problems, and the first shows what else is wrong.
+        for number, each in enumerate(islice(submissions, 1 if problems else None)):
+            # As with variations, a seed is that of the first.
+            one = replace(prompt, seed=None) if number else prompt
+            answer = _resolve(one, each, final_prompt, place, seeds, rand)
+            if isinstance(answer, Plan):
+                planned.append(answer)
+            else:
+                # What is wrong with the shared settings is wrong for every prompt, and told once.
+                problems |= {(problem.field, problem.code): problem for problem in answer}
     return list(problems.values()) or planned
+
+
+def _outputs(asked: Mapping[str, Any]) -> tuple[int, int]:
+    """How many images are asked for, and how many of them one submission can make."""
+    count: int = asked.get("num_outputs", 1)
+    model = get_model(asked.get("model") or DEFAULT_MODEL)
+    return count, count if model is None else min(count, model.max_count)
+
+
+def _submission_count(asked: Mapping[str, Any]) -> int:
+    count, at_once = _outputs(asked)
+    return -(-count // at_once)
+
+
+def _submissions(asked: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The settings of each submission that it takes."""
+    count, at_once = _outputs(asked)
+    if count == at_once:
+        yield asked
+        return
+    for made in range(0, count, at_once):
+        yield {**asked, "num_outputs": min(at_once, count - made)}
 
 
 def replan(
     generations: Sequence[Generation], overrides: Mapping[str, Any], *, rand: Random | None = None
-) -> dict[uuid.UUID, NewGeneration] | list[Problem]:
+) -> dict[uuid.UUID, Plan] | list[Problem]:
     """Plan generations anew with some of their settings changed, or list every problem.
 
     `overrides` go before a generation's own settings, key by key; `None` takes one back. Its
@@ -100,7 +166,7 @@ def replan(
     wrong is told once.
     """
     rand = rand or SystemRandom()
-    planned: dict[uuid.UUID, NewGeneration] = {}
+    planned: dict[uuid.UUID, Plan] = {}
     problems: dict[tuple[str, str], Problem] = {}
     seeds = {generation.seed for generation in generations}
     for generation in generations:
@@ -116,7 +182,7 @@ def replan(
             metadata=generation.metadata,
         )
         answer = _resolve(prompt, asked, generation.final_prompt, _place_in_retry, seeds, rand)
-        if isinstance(answer, NewGeneration):
+        if isinstance(answer, Plan):
             planned[generation.pk] = answer
         else:
             problems |= {(problem.field, problem.code): problem for problem in answer}
@@ -143,20 +209,13 @@ def _find_model(model_id: str, field: str) -> Model | Problem:
         known = sorted(load_models())
         return Problem(field, "unknown_model", f"There is no model {model_id!r}.", known)
     if reason := unavailable_reason(model):
-        return Problem(field, "model_unavailable", reason)
+        return Problem(field, "model_unavailable", f"{model_id} is not available: {reason}")
     return model
 
 
-def _plan(
-    prompt: PromptAsked,
-    shared: Mapping[str, Any],
-    style: str,
-    genre: str,
-    at: str,
-    flat: bool,
-    seeds: set[int | None],
-    rand: Random,
-) -> NewGeneration | list[Problem]:
+def _placer(prompt: PromptAsked, at: str, flat: bool) -> Callable[[str], str]:
+    """Where the fields of a prompt stand in the request."""
+
     def place(name: str) -> str:
         if name in NOT_SETTINGS:
             own = {"prompt": "text"}.get(name, name) if at.startswith("prompts") else name
@@ -166,8 +225,7 @@ def _plan(
         top = name.split(".")[0]
         return f"{at}settings.{name}" if top in prompt.settings else f"settings.{name}"
 
-    final_prompt = weave(prompt.text, style=style, genre=genre)
-    return _resolve(prompt, {**shared, **prompt.settings}, final_prompt, place, seeds, rand)
+    return place
 
 
 def _resolve(
@@ -177,7 +235,7 @@ def _resolve(
     place: Callable[[str], str],
     seeds: set[int | None],
     rand: Random,
-) -> NewGeneration | list[Problem]:
+) -> Plan | list[Problem]:
     """One prompt in its model's own parameters. `place` tells where a field stands."""
     model = _find_model(asked.get("model") or DEFAULT_MODEL, place("model"))
     if isinstance(model, Problem):
@@ -188,17 +246,22 @@ def _resolve(
         while (seed := rand.randint(SEED_MIN, SEED_MAX)) in seeds:
             pass
         seeds.add(seed)
-    resolved = model.resolve(
-        {
-            **{name: value for name, value in asked.items() if name != "model"},
-            "prompt": final_prompt,
-            "negative_prompt": prompt.negative_prompt or None,
-            "seed": seed,
-        }
-    )
-    if isinstance(resolved, list):
-        return [_problem(problem, place) for problem in resolved]
-    return NewGeneration(
+    asked = {name: value for name, value in asked.items() if (name, value) != ("references", [])}
+    kind = kind_of(len(asked.get("references", ())))
+    request = {
+        **{name: value for name, value in asked.items() if name != "model"},
+        "prompt": final_prompt,
+        "negative_prompt": prompt.negative_prompt or None,
+        "seed": seed,
+    }
+    resolved = model.resolve(request)
+    problems = [_problem(one, place) for one in resolved] if isinstance(resolved, list) else []
+    if prompt.kind and prompt.kind != kind:
+        detail = "'generate' takes no reference image, 'derive' takes one, 'compose' several."
+        problems.append(Problem(place("kind"), "conflict", detail, [kind.value]))
+    if problems or isinstance(resolved, list):
+        return problems
+    return Plan(
         prompt=prompt.text,
         final_prompt=final_prompt,
         negative_prompt=prompt.negative_prompt,
@@ -210,7 +273,91 @@ def _resolve(
         provider=model.provider,
         settings={**asked, "model": model.id},
         input=resolved.input,
+        kind=kind,
+        output_count=resolved.output_count,
+        fallbacks=_fallbacks(model, request),
+        references_at=place("references"),
     )
+
+
+def _fallbacks(model: Model, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The other models that can do the same, in their order; those that cannot are left out."""
+    ways = []
+    for other in map(get_model, model.fallbacks):
+        if other is None or unavailable_reason(other):
+            continue
+        resolved = other.resolve(request)
+        if isinstance(resolved, Resolved):
+            ways.append({"model": other.id, "provider": other.provider, "input": resolved.input})
+    return ways
+
+
+def kind_of(reference_count: int) -> GenerationKind:
+    if reference_count == 0:
+        return GenerationKind.GENERATE
+    return GenerationKind.DERIVE if reference_count == 1 else GenerationKind.COMPOSE
+
+
+# --- Reference images ---------------------------------------------------------------------------
+#
+# `settings.references` is a list of {"id" | "image_id" | "url": str}. They are taken in when there
+# is nothing else wrong with a request; from then on all of them are known by their ids.
+
+
+def sources_of(asked: Mapping[str, Any]) -> list[Source]:
+    """The pictures that settings name, in order."""
+    return [
+        Source(cast(Kind, kind), value)
+        for one in asked.get("references") or ()
+        for kind, value in one.items()
+    ]
+
+
+def sources_by_place(
+    prompts: Sequence[PromptAsked], shared: Mapping[str, Any], *, at: str = "", flat: bool = False
+) -> dict[str, Source]:
+    """The pictures that a request names, by where they stand in it; `at` and `flat` as above."""
+    asked = [("" if flat else "settings.", shared)]
+    asked += [
+        (f"{at.format(index)}settings.", prompt.settings) for index, prompt in enumerate(prompts)
+    ]
+    return {
+        f"{place}references.{number}": one
+        for place, each in asked
+        for number, one in enumerate(sources_of(each))
+    }
+
+
+def with_ids(asked: Mapping[str, Any], ids: Mapping[Any, uuid.UUID]) -> dict[str, Any]:
+    """Settings that name their pictures by id."""
+    sources = sources_of(asked)
+    named = [{"id": str(ids[one])} for one in sources]
+    return {**asked, "references": named} if named else {**asked}
+
+
+def fitting(plan: Plan, size_bytes: Mapping[Any, int]) -> Plan | Problem:
+    """The plan without the fallbacks that cannot take its pictures, if its own provider can.
+
+    `size_bytes` of each picture, by how the settings name it.
+    """
+    total = sum(size_bytes[one] for one in sources_of(plan.settings))
+    limit = REFERENCES_MAX_BYTES.get(plan.provider, total)
+    if total > limit:
+        detail = (
+            f"{plan.model} takes reference images of at most {limit:,} bytes together, "
+            f"and these have {total:,}."
+        )
+        return Problem(plan.references_at, "too_large", detail, {"max_bytes": limit})
+    able = [
+        way for way in plan.fallbacks if total <= REFERENCES_MAX_BYTES.get(way["provider"], total)
+    ]
+    return replace(plan, fallbacks=able)
+
+
+def with_references(new: NewGeneration, ids: Mapping[Any, uuid.UUID]) -> NewGeneration:
+    """A plan with the ids of the pictures that its settings name."""
+    own = tuple(ids[one] for one in sources_of(new.settings))
+    return replace(new, settings=with_ids(new.settings, ids), references=own)
 
 
 def _problem(problem: ParameterProblem, place: Callable[[str], str]) -> Problem:

@@ -12,12 +12,13 @@ from django.conf import settings
 from django.core.files.storage import default_storage
 from django.db import connection
 
-from batches.models import Image
+from batches.models import Image, Reference
 
 # Beyond its deadline a generation has this long to be stopped and ended.
 DEADLINE_GRACE = timedelta(seconds=120)
 MAX_EXAMPLES = 5
 PAGE = 1_000
+UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def _assets() -> list[str]:
 
 
 def _stored_names() -> Iterator[str]:
-    """Every file in storage that belongs to an image."""
+    """Every file in storage."""
     folders = [""]
     while folders:
         folder = folders.pop()
@@ -145,17 +146,26 @@ def _files() -> list[str]:
     def unknown(names: list[str]) -> list[str]:
         return _rows(
             """
-            SELECT 'orphan', name FROM unnest(%(names)s::text[]) AS name
+            WITH listed AS (
+                SELECT name, CASE WHEN split_part(name, '/', 3) ~ %(uuid)s
+                             THEN split_part(name, '/', 3)::uuid END AS id
+                FROM unnest(%(names)s::text[]) AS name
+            )
+            SELECT 'orphan', name FROM listed
             WHERE name NOT LIKE 'health/%%'
-              AND NOT EXISTS (SELECT FROM batches_image WHERE file = name)
-              AND NOT EXISTS (SELECT FROM batches_image WHERE thumbnail = name)
+              AND NOT EXISTS (
+                SELECT FROM batches_image
+                WHERE generation_id = listed.id AND name IN (file, thumbnail, preview))
+              AND NOT EXISTS (
+                SELECT FROM batches_reference
+                WHERE id = listed.id AND name IN (file, thumbnail))
               AND NOT EXISTS (
                 SELECT FROM batches_discarded WHERE starts_with(name, folder || '/'))
               AND NOT EXISTS (
                 SELECT FROM batches_generation
-                WHERE id::text = split_part(name, '/', 3) AND status = 'downloading')
+                WHERE id = listed.id AND status = 'downloading')
             """,
-            {"names": names},
+            {"names": names, "uuid": UUID},
         )
 
     try:
@@ -167,11 +177,22 @@ def _files() -> list[str]:
     except FileNotFoundError:
         pass  # nothing was ever stored
     broken += unknown(page)
-    for image in Image.objects.only("file", "thumbnail").iterator(chunk_size=PAGE):
-        for field in (image.file, image.thumbnail):
-            if not field.name or not field.storage.exists(field.name):
-                broken.append(f"missing {field.name}")
+    broken += [
+        f"missing {name}"
+        for name in _needed_names()
+        if not name or not default_storage.exists(name)
+    ]
     return broken
+
+
+def _needed_names() -> Iterator[str]:
+    """Every file that a row names. Images of before there were previews have none."""
+    images = Image.objects.values_list("file", "thumbnail", "preview")
+    for file, thumbnail, preview in images.iterator(chunk_size=PAGE):
+        yield from (file, thumbnail, preview) if preview else (file, thumbnail)
+    references = Reference.objects.values_list("file", "thumbnail")
+    for names in references.iterator(chunk_size=PAGE):
+        yield from names
 
 
 def _terminal() -> list[str]:
@@ -196,7 +217,7 @@ CHECKS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("I3", "a batch's counters equal its rows", _batch_counters),
     ("I4", "slots and lines equal leases and rows", _slots),
     ("I5", "every completed generation has its image", _assets),
-    ("I5", "every image has its files, and every file its image", _files),
+    ("I5", "every picture has its files, and every file its picture", _files),
     ("I8", "what has ended stays ended", _terminal),
 )
 

@@ -10,10 +10,13 @@ back, holds the admissions before all of them.
 """
 
 import contextlib
+import json
+import operator
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import reduce
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -38,6 +41,8 @@ from batches.models import (
     Batch,
     BatchStatus,
     Generation,
+    GenerationKind,
+    GenerationReference,
     GenerationStatus,
     Image,
     Lane,
@@ -51,7 +56,11 @@ from generation.provider import ErrorClass, Failure, Prediction
 
 @dataclass(frozen=True, slots=True)
 class NewGeneration:
-    """One generation to be made, already checked against its model."""
+    """One generation to be made, already checked against its model.
+
+    `references` are the ids of the pictures that it is made from, in order. `fallbacks` are other
+    ways of making it, see `Generation`.
+    """
 
     prompt: str
     final_prompt: str
@@ -64,6 +73,10 @@ class NewGeneration:
     name: str = ""
     custom_id: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    kind: str = GenerationKind.GENERATE
+    references: tuple[uuid.UUID, ...] = ()
+    output_count: int = 1
+    fallbacks: Sequence[Mapping[str, Any]] = ()
 
 
 # --- Submission ---------------------------------------------------------------------------------
@@ -131,12 +144,27 @@ def _enqueue(
             provider=new.provider,
             settings=new.settings,
             input=new.input,
+            kind=new.kind,
+            output_count=new.output_count,
+            fallbacks=list(new.fallbacks),
         )
         for index, new in enumerate(generations)
     )
+    _keep_references(zip(rows, generations, strict=True))
     Lane.objects.enqueue(owner_id, len(rows), default_cap=settings.MAX_PARALLEL_PER_USER)
     wake.dispatch()
     return rows
+
+
+def _keep_references(planned: Iterable[tuple[Generation, NewGeneration]]) -> None:
+    """Note which pictures generations are made from. Raises IntegrityError if one is gone."""
+    rows = [
+        GenerationReference(generation=generation, reference_id=one, position=position)
+        for generation, new in planned
+        for position, one in enumerate(new.references)
+    ]
+    if rows:
+        GenerationReference.objects.bulk_create(rows)
 
 
 # --- The primitive ------------------------------------------------------------------------------
@@ -376,6 +404,28 @@ class Report(NamedTuple):
     follow: uuid.UUID | None = None
 
 
+def record_hint(*, provider: str, callback_token: uuid.UUID, delivery_id: str, body: Any) -> Report:
+    """Take in an unsigned webhook, once for each delivery: it is time to look.
+
+    What it claims, if anything, is kept as the report, for whoever looks to ask the provider about.
+    """
+    with transaction.atomic():
+        attempt = (
+            Attempt.objects.select_for_update()
+            .filter(callback_token=callback_token, provider=provider)
+            .only("generation_id", "outcome")
+            .first()
+        )
+        if attempt is None:
+            return Report(is_known=False)
+        _, is_new = WebhookReceipt.objects.get_or_create(provider=provider, webhook_id=delivery_id)
+        if not is_new or attempt.outcome != AttemptOutcome.OPEN:
+            return Report(is_known=True)
+        if body:
+            Attempt.objects.filter(pk=attempt.pk).update(report=body)
+        return Report(True, attempt.generation_id)
+
+
 def record_report(
     *, provider: str, callback_token: uuid.UUID, delivery_id: str, prediction: Prediction, body: Any
 ) -> Report:
@@ -412,7 +462,20 @@ def record_report(
     return Report(is_known=False)  # at this moment somebody else has found it for another attempt
 
 
-def _end_attempt(attempt: Attempt, failure: Failure, *, unanswered: bool) -> bool:
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What work that gave no image has cost. `run_s` are the seconds that it was billed for."""
+
+    cost_usd: Decimal = Decimal(0)
+    run_s: float | None = None
+
+
+NOTHING_SPENT = Spent()
+
+
+def _end_attempt(
+    attempt: Attempt, failure: Failure, *, unanswered: bool, spent: Spent = NOTHING_SPENT
+) -> bool:
     """Record why an attempt gave no image; also of one that succeeded with a useless output.
 
     `unanswered`: that nobody knows its id is the reason, and must still be so.
@@ -420,7 +483,11 @@ def _end_attempt(attempt: Attempt, failure: Failure, *, unanswered: bool) -> boo
     outcome = AttemptOutcome.FAILED
     if failure.error_class == ErrorClass.TIMEOUT_UNKNOWN:
         outcome = AttemptOutcome.SUBMISSION_UNKNOWN
-    fields: dict[str, Any] = {"raw": {"body": failure.raw}} if failure.raw else {}
+    fields: dict[str, Any] = {}
+    if failure.raw or failure.fields:
+        fields["raw"] = {"body": failure.raw, "fields": dict(failure.fields)}
+    if spent is not NOTHING_SPENT:
+        fields |= {"cost_usd": spent.cost_usd, "run_s": spent.run_s}
     attempts = Attempt.objects.filter(
         pk=attempt.pk, outcome__in=(AttemptOutcome.OPEN, AttemptOutcome.SUCCEEDED)
     )
@@ -477,6 +544,11 @@ def begin_download(
     if not moved:
         return False
     _keep_result(attempt, prediction, AttemptOutcome.SUCCEEDED, cost_usd)
+    if (given := len(prediction.outputs)) < generation.output_count:
+        message = f"{given} of {generation.output_count} images came."
+        Attempt.objects.filter(pk=attempt.pk).update(
+            error_class=ErrorClass.PARTIAL_OUTPUT, error_message=message
+        )
     if Lease.objects.free_slot(generation.pk).is_wanted:
         wake.dispatch()
     return True
@@ -487,6 +559,98 @@ def _end_lease(generation_id: uuid.UUID) -> None:
         wake.dispatch()
 
 
+Way = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """Another way of making a generation, `{model, provider, input}`, and those that are left."""
+
+    way: Way
+    fallbacks: list[Way]
+
+
+def find_detour(
+    generation: Generation, can_make: Callable[[Way], bool], *, is_refused: bool = False
+) -> Detour | None:
+    """Find another way of making a generation: the first of its fallbacks that can make it now.
+
+    The way of before stays the last one. `is_refused`: that one refuses it, and goes; if it is
+    itself a detour, the way that was asked for is taken up again at the latest. `None`: there is
+    no other.
+    """
+    ways = list(generation.fallbacks)
+    original = next((n for n, way in enumerate(ways) if way.get("is_original")), None)
+    if is_refused and original is None:
+        return None
+    place = next((n for n, way in enumerate(ways) if can_make(way)), None)
+    if place is None and is_refused:
+        place = original
+    if place is None:
+        return None
+    current = {
+        "model": generation.model,
+        "provider": generation.provider,
+        "input": generation.input,
+        "is_original": original is None,
+    }
+    left = [*ways[:place], *ways[place + 1 :]]
+    return Detour(ways[place], left if is_refused else [*left, current])
+
+
+def _fall_back(detours: Mapping[uuid.UUID, Detour]) -> None:
+    """Have generations made another way from now on.
+
+    The attempts so far keep what they were made of.
+    """
+    _keep_in_attempts(list(detours))
+    rows = [
+        (
+            one,
+            detour.way["model"],
+            detour.way["provider"],
+            json.dumps(detour.way["input"]),
+            json.dumps(detour.fallbacks),
+        )
+        for one, detour in detours.items()
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE batches_generation generation
+            SET model = given.model, provider = given.provider, input = given.input::jsonb,
+                fallbacks = given.fallbacks::jsonb
+            FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[])
+                AS given (id, model, provider, input, fallbacks)
+            WHERE generation.id = given.id
+            """,
+            [list(column) for column in zip(*rows, strict=True)],
+        )
+
+
+@transaction.atomic
+def fall_back_queued(
+    *, provider: str, usable: Collection[str], can_make: Callable[[Way], bool], limit: int
+) -> int:
+    """Have queued generations of a provider that is away made by another; how many.
+
+    `usable` are the providers that can be given work. One without a way there stays.
+    """
+    Pool.objects.hold_admissions()
+    ways = [Q(fallbacks__contains=[{"provider": name}]) for name in sorted(usable)]
+    if not ways:
+        return 0
+    waiting = Generation.objects.filter(
+        reduce(operator.or_, ways), provider=provider, status=GenerationStatus.QUEUED
+    ).exclude(fallbacks=[])
+    rows = waiting.only("model", "provider", "input", "fallbacks").order_by("pk")[:limit]
+    detours = {one.pk: found for one in rows if (found := find_detour(one, can_make)) is not None}
+    if detours:
+        _fall_back(detours)
+        wake.dispatch()
+    return len(detours)
+
+
 def requeue_generation(
     *,
     generation: Generation,
@@ -495,10 +659,13 @@ def requeue_generation(
     delay_s: float,
     counts_as_retry: bool,
     unanswered: bool = False,
+    spent: Spent = NOTHING_SPENT,
+    detour: Detour | None = None,
 ) -> bool:
     """Send a generation back in line for another attempt, not before `delay_s` from now.
 
-    `unanswered`: because it is certain that its submission never arrived.
+    `unanswered`: because it is certain that its submission never arrived. `detour`: it is made
+    another way from now on.
     """
     with contextlib.suppress(_Answered), transaction.atomic():
         moved = _move(
@@ -506,17 +673,20 @@ def requeue_generation(
             GenerationStatus.QUEUED,
             # Waiting is no work: neither in line, nor for a provider that takes nothing.
             "not_before = statement_timestamp() + make_interval(secs => %s), progress = 0, "
-            "retry_count = retry_count + %s, active_s = active_s + COALESCE((SELECT "
+            "cost_usd = cost_usd + %s, retry_count = retry_count + %s, "
+            "active_s = active_s + COALESCE((SELECT "
             "extract(epoch FROM statement_timestamp() - created_at) FROM batches_lease "
             "WHERE generation_id = generation.id), 0) * %s",
-            [delay_s, int(counts_as_retry), int(counts_as_retry)],
+            [delay_s, spent.cost_usd, int(counts_as_retry), int(counts_as_retry)],
             allowed=[GenerationStatus(generation.status)],
             attempt_count=generation.attempt_count,
         )
         if not moved:
             return False
-        if not _end_attempt(attempt, failure, unanswered=unanswered) and unanswered:
+        if not _end_attempt(attempt, failure, unanswered=unanswered, spent=spent) and unanswered:
             raise _Answered
+        if detour is not None:
+            _fall_back({generation.pk: detour})
         if generation.status == GenerationStatus.DOWNLOADING:
             cleanup.discard(image_folder(generation))
         Lease.objects.end(generation.pk)
@@ -538,6 +708,7 @@ def fail_generation(
     code: str = "",
     unanswered: bool = False,
     outside_chain: bool = False,
+    spent: Spent = NOTHING_SPENT,
 ) -> bool:
     """End a generation without an image. `code` defaults to the failure's class.
 
@@ -548,8 +719,8 @@ def fail_generation(
             [generation.pk],
             GenerationStatus.FAILED,
             "finished_at = statement_timestamp(), not_before = NULL, "
-            "error_code = %s, error_message = %s",
-            [code or failure.error_class, failure.message],
+            "error_code = %s, error_message = %s, cost_usd = cost_usd + %s",
+            [code or failure.error_class, failure.message, spent.cost_usd],
             allowed=[GenerationStatus(generation.status)],
             attempt_count=generation.attempt_count,
         )
@@ -558,7 +729,7 @@ def fail_generation(
         if attempt is None:
             if _was_begun_meanwhile(generation):
                 raise _Answered
-        elif not _end_attempt(attempt, failure, unanswered=unanswered) and unanswered:
+        elif not _end_attempt(attempt, failure, unanswered=unanswered, spent=spent) and unanswered:
             raise _Answered
         if generation.status == GenerationStatus.DOWNLOADING:
             cleanup.discard(image_folder(generation))
@@ -574,8 +745,17 @@ def fail_generation(
 
 
 @transaction.atomic
-def complete_generation(*, generation: Generation, images: Sequence[Image]) -> bool:
-    """Publish the stored images and end the generation, in one step."""
+def complete_generation(
+    *,
+    generation: Generation,
+    images: Sequence[Image],
+    attempt: Attempt | None = None,
+    missing: Failure | None = None,
+) -> bool:
+    """Publish the stored images and end the generation, in one step.
+
+    `missing`: why some of the outputs of its attempt are not among them.
+    """
     moved = _move(
         [generation.pk],
         GenerationStatus.COMPLETED,
@@ -585,6 +765,12 @@ def complete_generation(*, generation: Generation, images: Sequence[Image]) -> b
     if not moved:
         return False
     Image.objects.bulk_create(images)
+    if attempt is not None and missing is not None:
+        message = f"Only {len(images)} of {len(attempt.outputs)} images are good: {missing.message}"
+        Attempt.objects.filter(pk=attempt.pk).update(
+            error_class=ErrorClass.PARTIAL_OUTPUT, error_message=message
+        )
+        cleanup.discard(image_folder(generation))  # what of the others may be there
     _end_lease(generation.pk)
     _count_in_batch(generation.batch_id, "completed_count", cost_usd=moved[0].cost_usd)
     return True
@@ -889,12 +1075,8 @@ def retry_generations(
     return retried
 
 
-def _change_settings(
-    generation_ids: Sequence[uuid.UUID], plans: Mapping[uuid.UUID, NewGeneration]
-) -> None:
-    planned = [one for one in generation_ids if one in plans]
-    if not planned:
-        return
+def _keep_in_attempts(generation_ids: Sequence[uuid.UUID]) -> None:
+    """Before settings change: have the attempts so far keep those that they were made with."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -904,16 +1086,27 @@ def _change_settings(
             WHERE generation.id = generation_id AND generation.id = ANY(%s)
               AND attempt.input IS NULL
             """,
-            [planned],
+            [list(generation_ids)],
         )
-    fields = ("settings", "input", "model", "provider", "seed")
-    Generation.objects.bulk_update(
-        [
-            Generation(pk=one, **{name: getattr(plans[one], name) for name in fields})
-            for one in planned
-        ],
-        fields,
-    )
+
+
+def _change_settings(
+    generation_ids: Sequence[uuid.UUID], plans: Mapping[uuid.UUID, NewGeneration]
+) -> None:
+    planned = [one for one in generation_ids if one in plans]
+    if not planned:
+        return
+    _keep_in_attempts(planned)
+    fields = (
+        "settings", "input", "model", "provider", "seed", "kind", "output_count", "fallbacks"
+    )  # fmt: skip
+    changed = [
+        Generation(pk=one, **{name: getattr(plans[one], name) for name in fields})
+        for one in planned
+    ]
+    Generation.objects.bulk_update(changed, fields)
+    GenerationReference.objects.filter(generation__in=planned).delete()
+    _keep_references((one, plans[one.pk]) for one in changed)
 
 
 def _reopen_batch(batch: Batch, moved: Sequence[_Moved]) -> bool:

@@ -10,13 +10,14 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.postgres.fields import ArrayField
 from django.db import connection, models
 from django.db.models import F, Q
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, JSONObject, Now
 
 from generation.provider import ErrorClass
@@ -104,6 +105,80 @@ ERROR_CODE_LENGTH = 40
 NOTHING_OPEN = Q(total_count=F("completed_count") + F("failed_count") + F("cancelled_count"))
 
 
+@dataclass(frozen=True, slots=True)
+class PoolOutlook:
+    """`blocked_s`: for how long nothing is admitted to it."""
+
+    capacity: int
+    is_stopped: bool
+    failure_count: int
+    blocked_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What decides, beside a batch's own rows, how soon it will have ended.
+
+    `cap` and `running` are of its owner's lane; `ahead` are the owner's generations that go
+    before those of the batch, at most `MAX_AHEAD`. `busy_lanes` are the users among whom the
+    slots are shared.
+    """
+
+    MAX_AHEAD: ClassVar[int] = 1_000
+
+    now: datetime
+    cap: int
+    running: int
+    ahead: int
+    busy_lanes: int
+    pools: dict[str, PoolOutlook]
+
+    @classmethod
+    def of(cls, batch: "Batch") -> "Outlook | None":
+        """The outlook of a batch that was read `with_outlook`."""
+        row = getattr(batch, "outlook_row", None)
+        if row is None:
+            return None
+        pools = {name: PoolOutlook(*pool) for name, pool in row["pools"].items()}
+        return cls(**{**row, "now": datetime.fromisoformat(row["now"]), "pools": pools})
+
+
+_OUTLOOK = """
+    CASE WHEN batches_batch.finished_at IS NULL THEN (
+        SELECT jsonb_build_object(
+            'now', statement_timestamp(),
+            'cap', lane.cap,
+            'running', lane.running,
+            'ahead', (
+                SELECT count(*) FROM batches_pool pool CROSS JOIN LATERAL (
+                    (SELECT FROM batches_generation
+                     WHERE owner_id = batches_batch.owner_id AND provider = pool.name
+                       AND status = 'queued' AND not_before IS NULL
+                       AND priority > batches_batch.priority LIMIT %s)
+                    UNION ALL
+                    (SELECT FROM batches_generation
+                     WHERE owner_id = batches_batch.owner_id AND provider = pool.name
+                       AND status = 'queued' AND not_before IS NULL
+                       AND priority = batches_batch.priority
+                       AND created_at < batches_batch.created_at LIMIT %s)
+                ) line),
+            'busy_lanes', (
+                SELECT count(DISTINCT owner_id) FROM (
+                    SELECT owner_id FROM batches_lease WHERE holds_slot
+                    UNION ALL
+                    (SELECT owner_id FROM batches_lane
+                     WHERE queued > 0 AND running < cap LIMIT 1000)
+                ) busy),
+            'pools', (
+                SELECT COALESCE(jsonb_object_agg(name, jsonb_build_array(
+                    capacity, stopped_by <> '', failure_count,
+                    GREATEST(0, COALESCE(
+                        extract(epoch FROM blocked_until - statement_timestamp()), 0)))), '{}')
+                FROM batches_pool))
+        FROM batches_lane lane WHERE lane.owner_id = batches_batch.owner_id) END
+"""
+
+
 class BatchQuerySet(models.QuerySet["Batch"]):
     def owned_by(self, user_id: int) -> Self:
         """What a user has and has not deleted."""
@@ -112,6 +187,11 @@ class BatchQuerySet(models.QuerySet["Batch"]):
     def ready_to_finalise(self) -> Self:
         """Batches with nothing open that nobody has finalised yet."""
         return self.filter(NOTHING_OPEN, finished_at=None)
+
+    def with_outlook(self) -> Self:
+        """Adds `outlook_row`, see `Outlook.of`, in the same query."""
+        row = RawSQL(_OUTLOOK, [Outlook.MAX_AHEAD] * 2, output_field=models.JSONField())
+        return self.annotate(outlook_row=row)
 
 
 class Batch(models.Model):
@@ -277,7 +357,8 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
                 )
                 SELECT generation.id, owner_id, batch_id, model, generation.provider, input::text,
                        progress, attempt_count, retry_count, generation.cost_usd,
-                       generation.status, cancel_requested_at,
+                       generation.status, cancel_requested_at, generation.kind, output_count,
+                       fallbacks::text,
                        active_s + extract(epoch FROM statement_timestamp() - claimed.created_at),
                        attempt.id, attempt.provider_id, attempt.outputs::text,
                        attempt.report::text, attempt.error_class, attempt.callback_token,
@@ -313,30 +394,33 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
             cost_usd=row[9],
             status=row[10],
             cancel_requested_at=row[11],
+            kind=row[12],
+            output_count=row[13],
+            fallbacks=json.loads(row[14]),
         )
-        attempt = row[13] and Attempt(
-            id=row[13],
+        attempt = row[16] and Attempt(
+            id=row[16],
             generation=generation,
             number=generation.attempt_count,
             provider=generation.provider,
             model=generation.model,
-            provider_id=row[14],
-            outputs=json.loads(row[15]),
-            report=row[16] and json.loads(row[16]),
-            error_class=row[17],
-            callback_token=row[18],
-            created_at=row[19],
+            provider_id=row[17],
+            outputs=json.loads(row[18]),
+            report=row[19] and json.loads(row[19]),
+            error_class=row[20],
+            callback_token=row[21],
+            created_at=row[22],
         )
         return AtWork(
             generation=generation,
             attempt=attempt,
-            elapsed_s=float(row[12]),
-            submitted_s=float(row[20]),
-            attempted_s=float(row[21]),
-            lease_id=row[22],
-            turn=row[23],
+            elapsed_s=float(row[15]),
+            submitted_s=float(row[23]),
+            attempted_s=float(row[24]),
+            lease_id=row[25],
+            turn=row[26],
             taken_at_s=taken_at_s,
-            provider_failures=row[24],
+            provider_failures=row[27],
         )
 
     def standing(self, generation_id: str) -> Standing | None:
@@ -371,8 +455,16 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
         )
 
 
+class GenerationKind(models.TextChoices):
+    """What a generation is made from."""
+
+    GENERATE = "generate", "from text"
+    DERIVE = "derive", "from one reference image"
+    COMPOSE = "compose", "from several reference images"
+
+
 class Generation(models.Model):
-    """One prompt that becomes one stored image, alone or within a batch."""
+    """One submission's worth of work: a prompt that becomes one or several stored images."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     owner = models.ForeignKey(
@@ -395,6 +487,12 @@ class Generation(models.Model):
     )
     priority = models.SmallIntegerField(default=PRIORITY_SINGLE)
 
+    kind = models.CharField(
+        max_length=10,
+        choices=GenerationKind,
+        default=GenerationKind.GENERATE,
+        db_default=GenerationKind.GENERATE,
+    )
     name = models.CharField(max_length=200, blank=True)
     custom_id = models.CharField(max_length=200, blank=True)
     metadata = models.JSONField(default=dict, blank=True)
@@ -406,6 +504,16 @@ class Generation(models.Model):
     settings = models.JSONField(default=dict, help_text="The settings as they were asked.")
     input = models.JSONField(default=dict, help_text="The model's own parameters, as sent.")
     provider = models.CharField(max_length=40, help_text="Also the name of its pool.")
+    fallbacks = models.JSONField(
+        default=list,
+        db_default=models.Value([], models.JSONField()),
+        blank=True,
+        help_text="Other ways of making it, in order, for when nobody is there to submit it to: "
+        "`{model, provider, input}`.",
+    )
+    output_count = models.PositiveSmallIntegerField(
+        default=1, db_default=1, help_text="Images asked for."
+    )
 
     progress = models.PositiveSmallIntegerField(default=0)
     attempt_count = models.PositiveIntegerField(
@@ -445,10 +553,10 @@ class Generation(models.Model):
 
     class Meta:
         indexes = (
-            # The line of one user: by priority, then first in first out.
+            # The lines of one user, one for each provider: by priority, then first in first out.
             models.Index(
-                fields=["owner", "-priority", "created_at", "index", "id"],
-                name="generation_line",
+                fields=["owner", "provider", "-priority", "created_at", "index", "id"],
+                name="generation_lines",
                 condition=Q(status="queued", not_before=None),
             ),
             models.Index(
@@ -470,6 +578,12 @@ class Generation(models.Model):
             ),
             models.Index(
                 fields=["id"], name="generation_deleted", condition=Q(deleted_at__isnull=False)
+            ),
+            # What need not wait for a provider that is away.
+            models.Index(
+                fields=["provider", "id"],
+                name="generation_can_fall_back",
+                condition=Q(status="queued") & ~Q(fallbacks=[]),
             ),
         )
         constraints = (
@@ -520,19 +634,30 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
         return [str(one) for one in known.values_list("provider_id", flat=True)]
 
     def has_rivals(
-        self, attempt: "Attempt", sent: dict[str, Any], since: datetime, within_s: float
+        self,
+        attempt: "Attempt",
+        sent: dict[str, Any],
+        since: datetime,
+        within_s: float,
+        *,
+        or_lost: bool,
     ) -> bool:
-        """Whether the same input was submitted by others whose answer is still to come."""
-        begun = Now() - timedelta(seconds=within_s)
+        """Whether the same input was submitted by others whose answer is still to come.
+
+        `or_lost`: or will never come, be they given up or not.
+        """
+        outcomes = [AttemptOutcome.OPEN, AttemptOutcome.SUBMISSION_UNKNOWN]
         rivals = self.filter(
-            outcome=AttemptOutcome.OPEN,
+            outcome__in=outcomes if or_lost else outcomes[:1],
             provider=attempt.provider,
             model=attempt.model,
             provider_id=None,
-            error_class="",
             created_at__gte=since,
             generation__input=sent,
-        ).filter(created_at__gte=begun)
+        )
+        if not or_lost:
+            begun = Now() - timedelta(seconds=within_s)
+            rivals = rivals.filter(error_class="").filter(created_at__gte=begun)
         return rivals.exclude(pk=attempt.pk).exists()
 
     def recent_run_times(self, model: str, limit: int = 20) -> list[float]:
@@ -646,7 +771,7 @@ class ImageQuerySet(models.QuerySet["Image"]):
 
 
 class Image(models.Model):
-    """One verified file in storage, with its thumbnail."""
+    """One verified file in storage, with its thumbnail and its preview."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     generation = models.ForeignKey(
@@ -664,6 +789,13 @@ class Image(models.Model):
     index = models.PositiveSmallIntegerField(default=0)
     file = models.FileField(upload_to=image_key, max_length=300)
     thumbnail = models.FileField(upload_to=image_key, max_length=300)
+    preview = models.FileField(
+        upload_to=image_key,
+        max_length=300,
+        blank=True,
+        db_default="",
+        help_text="Empty for images of before there were previews.",
+    )
     format = models.CharField(max_length=10, help_text="As found in the bytes.")
     width = models.PositiveIntegerField()
     height = models.PositiveIntegerField()
@@ -690,6 +822,129 @@ class Image(models.Model):
 
     def __str__(self) -> str:
         return f"{self.generation_id} {self.index}"
+
+
+def reference_folder(owner_id: int, reference_id: uuid.UUID) -> str:
+    return f"{owner_id}/references/{reference_id}"
+
+
+def reference_key(reference: "Reference", filename: str) -> str:
+    return f"{reference_folder(reference.owner_id, reference.pk)}/{filename}"
+
+
+class ReferenceQuerySet(models.QuerySet["Reference"]):
+    def owned_by(self, user_id: int) -> Self:
+        return self.filter(owner_id=user_id)
+
+
+class Reference(models.Model):
+    """A verified picture that others are to be made from."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.PROTECT,
+        related_name="references",
+        db_index=False,  # `reference_owner_recent` serves
+    )
+    file = models.FileField(upload_to=reference_key, max_length=300)
+    thumbnail = models.FileField(upload_to=reference_key, max_length=300)
+    format = models.CharField(max_length=10, help_text="As found in the bytes.")
+    width = models.PositiveIntegerField()
+    height = models.PositiveIntegerField()
+    size_bytes = models.PositiveBigIntegerField()
+    sha256 = models.CharField(max_length=64)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    objects = ReferenceQuerySet.as_manager()
+
+    class Meta:
+        indexes = (
+            models.Index(fields=["owner", "-created_at", "-id"], name="reference_owner_recent"),
+            models.Index(fields=["-created_at", "-id"], name="reference_recent"),
+        )
+        constraints = (
+            # The same bytes are kept once.
+            models.UniqueConstraint(fields=["owner", "sha256"], name="reference_content"),
+            models.CheckConstraint(
+                name="reference_has_size",
+                condition=Q(width__gte=1, height__gte=1, size_bytes__gte=1),
+            ),
+        )
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class GenerationReference(models.Model):
+    """Which pictures a generation is made from, in order."""
+
+    generation = models.ForeignKey(
+        Generation,
+        on_delete=models.CASCADE,
+        related_name="references",
+        db_index=False,  # `generation_reference_place` serves
+    )
+    reference = models.ForeignKey(
+        Reference,
+        on_delete=models.PROTECT,  # a generation may be tried again at any time
+        related_name="generations",
+    )
+    position = models.PositiveSmallIntegerField()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                fields=["generation", "position"], name="generation_reference_place"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.generation_id} from {self.reference_id}"
+
+
+class CatalogueModel(models.Model):
+    """One model on offer: what the data file says of it, and what the operator says otherwise."""
+
+    id = models.CharField(primary_key=True, max_length=200)
+    provider = models.CharField(max_length=40)
+    # Text: in the layout of the data file, order has a meaning, which jsonb does not keep.
+    definition = models.TextField(
+        help_text="JSON as in the data file; loaded anew with it, unless it is your own."
+    )
+    is_custom = models.BooleanField(
+        default=False, help_text="Your own: no load of the data file changes or removes it."
+    )
+    enabled = models.BooleanField(default=True, help_text="Unset: nothing new can be asked of it.")
+    price_usd_per_image = models.DecimalField(
+        max_digits=12, decimal_places=6, null=True, blank=True, help_text="Empty: as defined."
+    )
+    price_usd_per_second = models.DecimalField(
+        max_digits=12, decimal_places=8, null=True, blank=True, help_text="Empty: as defined."
+    )
+    est_seconds = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="Usual run time until there are runs to go by. Empty: as defined.",
+    )
+    notes = models.TextField(blank=True)
+    loaded_at = models.DateTimeField(db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        verbose_name = "model"
+        ordering = ("id",)
+        constraints = (
+            models.CheckConstraint(
+                name="catalogue_model_figures_not_negative",
+                condition=(Q(price_usd_per_image=None) | Q(price_usd_per_image__gte=0))
+                & (Q(price_usd_per_second=None) | Q(price_usd_per_second__gte=0))
+                & (Q(est_seconds=None) | Q(est_seconds__gt=0)),
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.id
 
 
 class PoolQuerySet(models.QuerySet["Pool"]):

@@ -53,6 +53,19 @@ def states() -> dict[str, PoolState]:
     return {pool.name: state_of(pool, is_blocked=pool.name in blocked) for pool in pools}
 
 
+def away() -> list[str]:
+    """The providers whose circuit is open, and which nobody has stopped."""
+    pools = Pool.objects.filter(failure_count__gte=CIRCUIT_THRESHOLD, stopped_by="")
+    return list(pools.order_by("name").values_list("name", flat=True))
+
+
+def usable() -> set[str]:
+    """The providers that are there, as far as is known."""
+    pools = Pool.objects.exclude(name=Pool.SYSTEM)
+    fit = pools.filter(failure_count__lt=CIRCUIT_THRESHOLD, stopped_by="")
+    return set(fit.values_list("name", flat=True))
+
+
 def block_pool(*, name: str, seconds: float) -> None:
     """Admit nothing more to a provider for a while. Never shortens a block."""
     until = Now() + timedelta(seconds=seconds)

@@ -32,8 +32,7 @@ from batches.models import (
 )
 from batches.pools import CIRCUIT_THRESHOLD, PROBE_S
 
-# More than one round over the ring is needed only when the lanes in front hold nothing but work
-# for a provider that takes none at the moment.
+# A round that leaves slots free has used up what some provider takes, and goes on without it.
 MAX_ROUNDS = 5
 RIPEN_LIMIT = 500
 PUBLISHED_WITHIN_S = 5
@@ -75,7 +74,11 @@ def admit() -> Admission:
             free = min(pools[Pool.SYSTEM].capacity - running[Pool.SYSTEM], sum(allowances.values()))
             if free <= 0:
                 break
-            lanes = _lanes_after(after, limit=free)
+            lanes = _lanes_after(
+                after,
+                limit=free,
+                providers=list(allowances) if len(allowances) < len(pools) - 1 else None,
+            )
             if not lanes:
                 break
             after = (lanes[-1].vtime, lanes[-1].owner_id)
@@ -196,16 +199,29 @@ def _allowances(pools: dict[str, Pool], running: Counter[str], now: datetime) ->
     return allowances
 
 
-def _lanes_after(after: tuple[float, int], *, limit: int) -> list[Lane]:
-    """The next lanes of the ring that can use a slot, locked."""
+def _lanes_after(
+    after: tuple[float, int], *, limit: int, providers: list[str] | None
+) -> list[Lane]:
+    """The next lanes of the ring that can use a slot, locked.
+
+    Only those with work for one of `providers`, if these are not all: however many lanes wait for
+    one that takes nothing, they must not stand in the way of the others.
+    """
+    condition = ""
+    if providers is not None:
+        condition = """
+              AND EXISTS (
+                SELECT FROM batches_generation
+                WHERE owner_id = lane.owner_id AND provider = ANY(%s)
+                  AND status = 'queued' AND not_before IS NULL)"""
     with connection.cursor() as cursor:
         cursor.execute(
-            """
-            SELECT owner_id, cap, weight, running, queued, vtime FROM batches_lane
-            WHERE queued > 0 AND running < cap AND (vtime, owner_id) > (%s, %s)
+            f"""
+            SELECT owner_id, cap, weight, running, queued, vtime FROM batches_lane lane
+            WHERE queued > 0 AND running < cap AND (vtime, owner_id) > (%s, %s){condition}
             ORDER BY vtime, owner_id LIMIT %s FOR UPDATE SKIP LOCKED
             """,
-            [*after, limit],
+            [*after, *([] if providers is None else [providers]), limit],
         )
         return [
             Lane(
@@ -232,12 +248,21 @@ def _pick(
                    CASE WHEN batch.status = 'pending' THEN batch.total_count END
             FROM unnest(%s::int[], %s::int[]) AS share(owner_id, slots)
             CROSS JOIN LATERAL (
-                SELECT id, owner_id, provider, batch_id, index
-                FROM batches_generation
-                WHERE owner_id = share.owner_id AND status = 'queued' AND not_before IS NULL
-                  AND provider = ANY(%s) AND id <> ALL(%s)
-                ORDER BY priority DESC, created_at, index, id
-                LIMIT share.slots FOR UPDATE SKIP LOCKED
+                SELECT generation.* FROM (
+                    SELECT next.* FROM unnest(%s::text[], %s::int[]) AS open(provider, slots)
+                    CROSS JOIN LATERAL (
+                        SELECT id, priority, created_at, index FROM batches_generation one
+                        WHERE owner_id = share.owner_id AND one.provider = open.provider
+                          AND status = 'queued' AND not_before IS NULL AND id <> ALL(%s)
+                        ORDER BY priority DESC, created_at, index, id
+                        LIMIT LEAST(share.slots, open.slots)
+                    ) next
+                    ORDER BY priority DESC, created_at, index, id LIMIT share.slots
+                ) chosen
+                JOIN batches_generation generation ON generation.id = chosen.id
+                WHERE generation.status = 'queued' AND generation.not_before IS NULL
+                ORDER BY chosen.priority DESC, chosen.created_at, chosen.index, chosen.id
+                FOR UPDATE OF generation SKIP LOCKED
             ) line
             LEFT JOIN batches_batch batch ON batch.id = line.batch_id
             """,
@@ -245,6 +270,7 @@ def _pick(
                 list(shares),
                 list(shares.values()),
                 list(allowances),
+                list(allowances.values()),
                 [pick.generation_id for pick in besides],
             ],
         )

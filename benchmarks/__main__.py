@@ -22,6 +22,8 @@ MODULES = {
     "admission": "admission",
     "memory": "memory",
     "fairness": "fairness",
+    "images": "images",
+    "eta": "eta",
 }
 # What is measured is the product as it comes, with the servers and the provider it brings along.
 KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR"}

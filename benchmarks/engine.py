@@ -19,6 +19,7 @@ from django.db.models import Max
 from django.utils import timezone
 
 from batches import lifecycle, wake
+from batches.intake import DEFAULT_MODEL
 from batches.lifecycle import NewGeneration
 from batches.models import Batch, BatchStatus, Pool
 from benchmarks import tasks
@@ -87,7 +88,7 @@ def _queue(users: list[User], batches_per_user: int) -> None:
     generation = NewGeneration(
         prompt="a lighthouse",
         final_prompt="a lighthouse",
-        model="benchmark/instant",
+        model=DEFAULT_MODEL,
         provider=InstantProvider.name,
         settings={},
         input={"prompt": "a lighthouse"},

@@ -5,11 +5,13 @@ import io
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any, BinaryIO
 
 from PIL import Image
 
-from generation.http import OutputHosts
+from generation.http import HttpClient, OutputHosts
 from generation.provider import (
+    Downloaded,
     Failure,
     Prediction,
     PredictionStatus,
@@ -32,9 +34,11 @@ class InstantProvider:
     """Every submission has succeeded when it is answered."""
 
     name = "instant"
+    sends_webhooks = False
+    signs_webhooks = False
 
     def __init__(self) -> None:
-        self.output_hosts = OutputHosts(())
+        self._http = HttpClient()
         self._output = data_uri()
 
     def submit(self, request: SubmitRequest) -> Prediction | Failure:
@@ -44,6 +48,7 @@ class InstantProvider:
             outputs=(self._output,),
             run_s=0.0,
             total_s=0.0,
+            billed_images=1,
         )
 
     def fetch(self, prediction_id: str) -> Prediction | Failure:
@@ -57,6 +62,18 @@ class InstantProvider:
     ) -> tuple[Prediction, ...] | Failure:
         return ()
 
+    def download(
+        self,
+        output: str,
+        sink: BinaryIO,
+        *,
+        prediction_id: str,
+        max_bytes: int,
+        deadline_s: float | None = None,
+    ) -> Downloaded | Failure:
+        # Decoded on the spot: no host is allowed.
+        return self._http.download(output, sink, hosts=OutputHosts(), max_bytes=max_bytes)
+
     def read(self, body: object) -> Prediction | None:
         return None
 
@@ -64,3 +81,11 @@ class InstantProvider:
         self, headers: Mapping[str, str], body: bytes, *, now_s: float
     ) -> WebhookDelivery | WebhookRefusal | Failure:
         raise NotImplementedError("nothing is reported")
+
+    def check(self) -> Failure | None:
+        return None
+
+    def live_schema(
+        self, model: str, *, version: str | None = None
+    ) -> Mapping[str, Mapping[str, Any]] | Failure | None:
+        return None

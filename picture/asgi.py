@@ -3,7 +3,8 @@
 Django's synchronous stack runs on a bounded set of long-lived threads. Under Django's own ASGI
 handler every request gets a thread of its own, and with it a new database connection.
 
-A thread is taken when the request is complete: bodies are bounded, so they are read here first.
+A thread is taken when the request is complete: bodies are bounded, so they are read here first,
+into memory, and files that are uploaded onto the disk, of so many at a time.
 It is given back when the answer is taken, or the client has had its time: one that sends slowly,
 reads slowly or never ends holds nobody up for long.
 
@@ -16,11 +17,12 @@ import os
 import signal
 import string
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 from urllib.parse import quote
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "picture.settings")
@@ -33,6 +35,19 @@ from django.db import connection
 
 WEB_THREADS = 8
 BODY_TIMEOUT_S = 20.0
+UPLOAD_PATH = "/api/v1/references/"
+UPLOAD_TIMEOUT_S = 120.0
+# Each may take the disk for a whole file before anybody knows who sends it.
+UPLOADS_AT_A_TIME = 16
+# Of a form around its file.
+FORM_BYTES = 64 * 1024
+# More than this of a body that is too large is not waited for: some clients hear nothing of an
+# answer while they are sending.
+DRAIN_BYTES = 100 * 1024 * 1024
+HOOKS_PATH = "/hooks/"
+# RunPod tells by webhook all that it has made.
+HOOK_DRAIN_BYTES = 32 * 1024 * 1024
+PIECE_BYTES = 256 * 1024
 # To take one piece of an answer, and all of it.
 PIECE_TIMEOUT_S = 20.0
 ANSWER_TIMEOUT_S = 300.0
@@ -93,52 +108,130 @@ _django = WSGIMiddleware(get_wsgi_application(), workers=WEB_THREADS)  # type: i
 wait_for_database()
 
 
+_uploads = asyncio.Semaphore(UPLOADS_AT_A_TIME)
+
+
+class _Bounds(NamedTuple):
+    """Of a body: how much is kept, how much is taken before it is answered, and how long."""
+
+    keep_bytes: int
+    take_bytes: int
+    timeout_s: float
+
+
 async def application(scope: Message, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
+    if not _is_upload(scope):
+        await _serve(_django, scope, receive, send, _bounds(scope))
+    elif _is_anonymous(scope):
+        # Django refuses it, and needs no body for that.
+        await _serve(_django, scope, receive, send, _kept_nothing())
+    elif _uploads.locked():
+        await _serve(_busy, scope, receive, send, _kept_nothing())
+    else:
+        async with _uploads:
+            await _serve(_django, scope, receive, send, _upload_bounds())
+
+
+async def _serve(app: Any, scope: Message, receive: Receive, send: Send, bounds: _Bounds) -> None:
+    with tempfile.SpooledTemporaryFile(max_size=settings.MAX_BODY_BYTES + 1) as spool:
+        body = cast(BinaryIO, spool)
+        try:
+            size_bytes = await _read_body(receive, body, bounds)
+        except TimeoutError:
+            await send({"type": "http.response.start", "status": 408, "headers": []})
+            await send({"type": "http.response.body"})
+            return
+        if size_bytes is None:
+            return
+        body.seek(0)
+        await app(_complete(scope, size_bytes), _replay(body, receive), _impatient(send))
+
+
+def _is_upload(scope: Message) -> bool:
+    content_type = dict(scope["headers"]).get(b"content-type", b"")
+    is_form = content_type.lower().startswith(b"multipart/form-data")
+    return bool(is_form and scope["method"] == "POST" and scope["path"] == UPLOAD_PATH)
+
+
+def _is_anonymous(scope: Message) -> bool:
+    return not dict(scope["headers"]).get(b"authorization")
+
+
+def _bounds(scope: Message) -> _Bounds:
+    # A byte more than is allowed shows that it is too large.
+    keep_bytes = settings.MAX_BODY_BYTES + 1
+    is_hook = scope["method"] == "POST" and scope["path"].startswith(HOOKS_PATH)
+    take_bytes = max(keep_bytes, HOOK_DRAIN_BYTES) if is_hook else keep_bytes
+    return _Bounds(keep_bytes, take_bytes, BODY_TIMEOUT_S)
+
+
+def _upload_bounds() -> _Bounds:
+    keep_bytes = settings.MAX_REFERENCE_BYTES + FORM_BYTES + 1
+    return _Bounds(keep_bytes, max(keep_bytes, DRAIN_BYTES), UPLOAD_TIMEOUT_S)
+
+
+def _kept_nothing() -> _Bounds:
+    return _Bounds(0, DRAIN_BYTES, BODY_TIMEOUT_S)
+
+
+async def _read_body(receive: Receive, body: BinaryIO, bounds: _Bounds) -> int | None:
+    """Write what is to be kept of the body; how many bytes. `None`: the client left.
+
+    Raises TimeoutError, unless all is there that is to be kept.
+    """
+    read_bytes = 0
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await _read_body(receive)
+        async with asyncio.timeout(bounds.timeout_s):
+            while read_bytes < bounds.take_bytes:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                piece = message.get("body", b"")
+                body.write(piece[: max(0, bounds.keep_bytes - read_bytes)])
+                read_bytes += len(piece)
+                if not message.get("more_body"):
+                    break
     except TimeoutError:
-        await send({"type": "http.response.start", "status": 408, "headers": []})
-        await send({"type": "http.response.body"})
-        return
-    if body is None:
-        return
-    await _django(_complete(scope, body), _replay(body, receive), _impatient(send))  # type: ignore[arg-type]
+        if read_bytes < bounds.keep_bytes:
+            raise
+    return min(read_bytes, bounds.keep_bytes)
 
 
-async def _read_body(receive: Receive) -> bytes | None:
-    """The body, or of one that is too large a byte more than allowed; `None`: the client left."""
-    body = bytearray()
-    while len(body) <= settings.MAX_BODY_BYTES:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    return bytes(body[: settings.MAX_BODY_BYTES + 1])
+async def _busy(scope: Message, receive: Receive, send: Send) -> None:
+    # What it imports can be imported when Django has been set up.
+    from batches.api.errors import too_busy
+
+    response = too_busy()
+    headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": response.content})
 
 
-def _complete(scope: Message, body: bytes) -> Message:
+def _complete(scope: Message, size_bytes: int) -> Message:
     """The scope with the body's length, and with nothing in it that WSGI cannot hold."""
     headers = [
         (name, value)
         for name, value in scope["headers"]
         if name not in (b"content-length", b"transfer-encoding")
     ]
-    if body:
-        headers.append((b"content-length", str(len(body)).encode()))
+    if size_bytes:
+        headers.append((b"content-length", str(size_bytes).encode()))
     query = quote(scope["query_string"], safe=string.punctuation).encode()
     return {**scope, "headers": headers, "query_string": query}
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
+def _replay(body: BinaryIO, receive: Receive) -> Receive:
+    is_over = False
 
     async def replay() -> Message:
-        return messages.pop() if messages else await receive()
+        nonlocal is_over
+        if is_over:
+            return await receive()
+        piece = body.read(PIECE_BYTES)
+        is_over = len(piece) < PIECE_BYTES
+        return {"type": "http.request", "body": piece, "more_body": not is_over}
 
     return replay
 

@@ -87,12 +87,13 @@ app.conf.update(
         "work.download": {"queue": "download"},
         "work.*": {"queue": "control"},
     },
-    # Both do nothing that a later one would not do as well. What piles up while no worker runs is
+    # None does anything that a later one would not do as well. What piles up without a worker is
     # bounded; by more than the clocks of two machines may differ, or a worker that is ahead would
     # drop every one of them.
     beat_schedule={
         "dispatch": {"task": "work.dispatch", "schedule": 1.0, "options": {"expires": 900}},
         "sweep": {"task": "work.sweep", "schedule": 2.0, "options": {"expires": 900}},
+        "files": {"task": "work.clean_files", "schedule": 2.0, "options": {"expires": 900}},
     },
     # Connections are kept between tasks and checked before each one, see below.
     CELERY_DB_REUSE_MAX=sys.maxsize,

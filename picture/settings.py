@@ -6,6 +6,7 @@ A missing or malformed value stops the process with one line that names the vari
 import base64
 import errno
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable
@@ -165,7 +166,17 @@ SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 
 # --- Providers -------------------------------------------------------------------------------
-REPLICATE_API_TOKEN = text("REPLICATE_API_TOKEN")
+
+
+def credential(value: str) -> str:
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError
+    return value
+
+
+REPLICATE_API_TOKEN = read(
+    "REPLICATE_API_TOKEN", credential, "", form="printable ASCII without spaces"
+)
 REPLICATE_BASE_URL = read(
     "REPLICATE_BASE_URL", http_url, "https://api.replicate.com", form="an http or https URL"
 )
@@ -178,11 +189,26 @@ def webhook_secret(value: str) -> str:
     return value
 
 
+def endpoint_id(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,60}", value):
+        raise ValueError
+    return value
+
+
 # Without it, the provider is asked for it when its first webhook comes.
 REPLICATE_WEBHOOK_SECRET = read(
     "REPLICATE_WEBHOOK_SECRET", webhook_secret, "", form="whsec_ and a key in base64"
 )
+RUNPOD_API_KEY = read("RUNPOD_API_KEY", credential, "", form="printable ASCII without spaces")
+# Where a model names no endpoint of its own.
+RUNPOD_ENDPOINT_ID = read("RUNPOD_ENDPOINT_ID", endpoint_id, "", form="letters, digits and dashes")
+RUNPOD_BASE_URL = read(
+    "RUNPOD_BASE_URL", http_url, "https://api.runpod.ai/v2", form="an http or https URL"
+)
+COMFYUI_URL = read("COMFYUI_URL", http_url, "", form="an http or https URL")
 PROVIDER_OUTPUT_HOSTS = names(text("PROVIDER_OUTPUT_HOSTS"))
+# Hosts that users may have reference images fetched from although they are not public.
+REFERENCE_HOSTS = names(text("REFERENCE_HOSTS"))
 
 # --- Limits ----------------------------------------------------------------------------------
 MAX_PARALLEL_PER_USER = read(
@@ -192,8 +218,14 @@ MAX_PARALLEL_GLOBAL = read(
     "MAX_PARALLEL_GLOBAL", whole_number(1, 10_000), 20, form="a whole number from 1 to 10000"
 )
 # What each provider's pool starts with; from then on the row is the operator's to change.
-# Replicate takes 600 new predictions a minute and lets short bursts pass.
-PROVIDER_POOLS = {"replicate": {"capacity": 1_000, "rate_per_s": 10.0, "burst": 60, "tokens": 60}}
+PROVIDER_POOLS: dict[str, dict[str, Any]] = {
+    # Takes 600 new predictions a minute and lets short bursts pass.
+    "replicate": {"capacity": 1_000, "rate_per_s": 10.0, "burst": 60, "tokens": 60},
+    # Takes 1,000 new jobs in ten seconds; more than its workers can do only waits there.
+    "runpod": {"capacity": 100, "rate_per_s": 100.0, "burst": 200, "tokens": 200},
+    # Does one at a time; the next waits at the server, so that it is never without work.
+    "comfyui": {"capacity": 2},
+}
 MAX_BATCH_SIZE = read(
     "MAX_BATCH_SIZE", whole_number(1, 10_000), 25, form="a whole number from 1 to 10000"
 )
@@ -210,26 +242,67 @@ LEASE_SECONDS = read("LEASE_SECONDS", whole_number(1, 86_400), 60, form="seconds
 MAX_BODY_BYTES = 1_000_000
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
-MAX_OUTPUT_PIXELS = 40_000_000
+MAX_OUTPUT_PIXELS = read(
+    "MAX_OUTPUT_PIXELS",
+    whole_number(1, 268_435_456),
+    40_000_000,
+    form="a whole number from 1 to 268435456",
+)
+MAX_REFERENCE_BYTES = 20 * 1024 * 1024
+MAX_REFERENCE_PIXELS = 40_000_000
 
 # --- Files -----------------------------------------------------------------------------------
 MEDIA_ROOT = DATA_DIR / "media"
 STATIC_URL = "/static/"
 # Serves the admin's and the API pages' assets out of their packages; no collectstatic step.
 WHITENOISE_USE_FINDERS = True
-STORAGE_BUCKET = text("STORAGE_BUCKET")
+
+
+def matching(pattern: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError
+        return value
+
+    return parse
+
+
+def beside_bucket(name: str) -> str:
+    return text(name) or refuse(name, "must be set where STORAGE_BUCKET is")
+
+
+STORAGE_BUCKET = read(
+    "STORAGE_BUCKET",
+    matching(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
+    "",
+    form="the name of a bucket: 3 to 63 small letters, digits, dots and dashes",
+)
+_endpoint = read("STORAGE_ENDPOINT_URL", http_url, "", form="an http or https URL")
+_addressing = read(
+    "STORAGE_ADDRESSING",
+    matching("path|virtual"),
+    # Amazon signs for its regions' addresses in this form only; few others have such names.
+    "path" if _endpoint else "virtual",
+    form="path or virtual",
+)
+if _endpoint and not STORAGE_BUCKET:
+    refuse("STORAGE_BUCKET", "must be set where STORAGE_ENDPOINT_URL is")
 if STORAGE_BUCKET:
     _media: dict[str, Any] = {
-        "BACKEND": "storages.backends.s3.S3Storage",
+        "BACKEND": "picture.storage.PrivateS3Storage",
         "OPTIONS": {
             "bucket_name": STORAGE_BUCKET,
-            "endpoint_url": read(
-                "STORAGE_ENDPOINT_URL", http_url, None, form="an http or https URL"
+            "endpoint_url": _endpoint or None,
+            "addressing_style": _addressing,
+            "region_name": read(
+                "AWS_REGION" if text("AWS_REGION") else "AWS_DEFAULT_REGION",
+                matching("[a-z0-9-]{1,40}"),
+                "us-east-1",
+                form="a region such as eu-central-1",
             ),
-            "access_key": text("AWS_ACCESS_KEY_ID") or None,
-            "secret_key": text("AWS_SECRET_ACCESS_KEY") or None,
-            "default_acl": "private",
-            "file_overwrite": True,
+            "access_key": beside_bucket("AWS_ACCESS_KEY_ID"),
+            "secret_key": beside_bucket("AWS_SECRET_ACCESS_KEY"),
+            "security_token": text("AWS_SESSION_TOKEN") or None,
         },
     }
 else:

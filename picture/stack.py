@@ -41,6 +41,8 @@ HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 FLOWER_PORT = 5555
 SIMULATOR = "simulator"
+# With one of these set, nothing is simulated.
+PROVIDER_VARIABLES = ("REPLICATE_API_TOKEN", "RUNPOD_API_KEY", "COMFYUI_URL")
 SERVICES = ("postgres", "redis")
 # In the environment of every process of a stack; names the data folder. Tells leftovers apart.
 MARK = "PICTURE_STACK"
@@ -142,9 +144,14 @@ def environment(
     if simulator_port is not None:
         # No real provider calls back to a loopback address, so only the simulator is told one.
         defaults |= {"PUBLIC_URL": f"http://{HOST}:{port}", "PROVIDER_OUTPUT_HOSTS": HOST}
+        simulator = f"http://{HOST}:{simulator_port}"
         fixed |= {
-            "REPLICATE_BASE_URL": f"http://{HOST}:{simulator_port}",
+            "REPLICATE_BASE_URL": simulator,
             "REPLICATE_API_TOKEN": "r8_simulated",
+            "RUNPOD_BASE_URL": f"{simulator}/v2",
+            "RUNPOD_API_KEY": "rpa_simulated",
+            "RUNPOD_ENDPOINT_ID": "simulated",
+            "COMFYUI_URL": f"{simulator}/comfyui",
         }
     kept = {name: value for name, value in given.items() if name != MARK and value.strip()}
     return {**defaults, **kept, **fixed}
@@ -376,7 +383,7 @@ class Stack:
         durable: bool = True,
     ) -> None:
         given = {**os.environ, **(env or {})}
-        simulated = not given.get("REPLICATE_API_TOKEN", "").strip()
+        simulated = not any(given.get(name, "").strip() for name in PROVIDER_VARIABLES)
         self.data_dir = data_dir.resolve()
         self.port = port or free_port()
         # A known place for people; any place for what is started many times at once.

@@ -19,7 +19,7 @@ HOLD = pytest.StashKey[embedded.Hold]()
 
 worker_number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    for name in OWN:
+    for name in (*OWN, "RUNPOD_API_KEY", "RUNPOD_ENDPOINT_ID", "RUNPOD_BASE_URL", "COMFYUI_URL"):
         os.environ.pop(name, None)
     os.environ["PICTURE_DATA_DIR"] = tempfile.mkdtemp(prefix="picture-tests-")
     os.environ["REPLICATE_API_TOKEN"] = "r8_tests"

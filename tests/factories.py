@@ -13,7 +13,7 @@ from knox.models import get_token_model
 
 from batches import lifecycle
 from batches.lifecycle import NewGeneration
-from batches.models import Batch, Generation, GenerationStatus, Image, Lane
+from batches.models import Batch, Generation, GenerationStatus, Image, Lane, Reference
 
 MODEL = "black-forest-labs/flux-schnell"
 _numbers = itertools.count(1)
@@ -91,3 +91,23 @@ def make_image(generation: Generation | None = None, *, image_format: str = "png
     image.thumbnail.save("0-thumbnail.webp", ContentFile(picture("webp")), save=False)
     image.save()
     return image
+
+
+def make_reference(owner: Any = None, colour: str = "red") -> Reference:
+    """A stored reference image."""
+    owner = owner or make_user()
+    stored = io.BytesIO()
+    PIL.Image.new("RGB", (8, 6), colour).save(stored, format="png")
+    data = stored.getvalue()
+    reference = Reference(
+        owner=owner,
+        format="png",
+        width=8,
+        height=6,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+    reference.file.save("original.png", ContentFile(data), save=False)
+    reference.thumbnail.save("thumbnail.webp", ContentFile(picture("webp")), save=False)
+    reference.save()
+    return reference

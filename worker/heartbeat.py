@@ -20,7 +20,8 @@ from batches.models import Lease
 
 logger = logging.getLogger(__name__)
 
-# All that a delivery waits for has a bound; one that takes longer hangs, and others may go on.
+# Each thing that a delivery waits for has a bound; one that takes longer hangs, and others may go
+# on.
 HELD_MAX_S = 300.0
 
 _turns: dict[uuid.UUID, int] = {}
@@ -42,6 +43,13 @@ def holding(lease_id: uuid.UUID, turn: int) -> Iterator[None]:
             # A later turn of the same lease may be held by now.
             if _turns.get(lease_id) == turn:
                 del _turns[lease_id], _since_s[lease_id]
+
+
+def goes_on(lease_id: uuid.UUID) -> None:
+    """Say that a block which holds a lease has come further: it does not hang."""
+    with _lock:
+        if lease_id in _since_s:
+            _since_s[lease_id] = time.monotonic()
 
 
 def interval_s() -> float:

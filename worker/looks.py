@@ -1,34 +1,19 @@
 """When to look at a prediction again."""
 
-import time
-from statistics import median
-
 from django.conf import settings
 
-from batches.models import Attempt
-from generation.catalogue import get_model
+from batches.estimates import run_times
 
 MIN_LOOK_S, MAX_LOOK_S = 0.05, 5.0
 # Half of all predictions take longer than usual, most of those by next to nothing.
 LOOK_MARGIN = 0.005
 # When the provider is to report by itself, a look is for the report that got lost.
 MIN_FALLBACK_S, MAX_FALLBACK_S = 1.0, 30.0
-USUAL_TTL_S = 0.5
-DEFAULT_USUAL_S = 5.0
-_usual: dict[str, tuple[float, float]] = {}
 
 
 def usual_s(model_id: str) -> float:
-    """Seconds a prediction of this model usually takes: the median of the latest, or a prior."""
-    known = _usual.get(model_id)
-    if known is None or known[0] < time.monotonic():
-        recent = Attempt.objects.recent_run_times(model_id)
-        model = get_model(model_id)
-        prior = model.est_seconds if model else DEFAULT_USUAL_S
-        usual = max(median(recent) if recent else prior, MIN_LOOK_S)
-        known = (time.monotonic() + USUAL_TTL_S, usual)
-        _usual[model_id] = known
-    return known[1]
+    """Seconds a prediction of this model usually takes."""
+    return max(run_times(model_id).median_s, MIN_LOOK_S)
 
 
 def next_look_s(elapsed_s: float, usual: float, *, reports: bool) -> float:

@@ -1,7 +1,8 @@
 """What makes up for everything that was lost: messages, workers, the broker.
 
 One sweep runs at a time, by an advisory lock of the database. Each step is idempotent and bounded,
-and one that fails does not keep the others from their turn.
+and one that fails does not keep the others from their turn. Files are cleaned beside it, under a
+lock of their own: a storage that hangs must not hold up everything else.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from datetime import timedelta
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from batches import cleanup, lifecycle, reconcile, scheduling, wake
+from batches import cleanup, lifecycle, pools, reconcile, scheduling, wake
 from batches.models import (
     Alert,
     AlertCode,
@@ -30,7 +31,7 @@ from batches.models import (
 )
 from generation.provider import ErrorClass, Failure
 from worker import canvas
-from worker.providers import get_provider
+from worker.providers import can_make, get_provider
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +44,13 @@ POISON = "poison"
 RECONCILE_EVERY_S = 30.0
 # Twice the age at which a webhook is refused as stale.
 RECEIPTS_KEPT = timedelta(minutes=10)
-# Names the sweep among the advisory locks of the database.
-LOCK = 0x70696374
+# Among the advisory locks of the database.
+SWEEP_LOCK, FILES_LOCK = 0x70696374, 0x70696375
 
 
 def sweep() -> bool:
     """Take every step once. `False`: another sweep is at it."""
-    with _alone() as alone:
+    with _alone(SWEEP_LOCK) as alone:
         if not alone:
             return False
         for step in STEPS:
@@ -60,10 +61,18 @@ def sweep() -> bool:
         return True
 
 
+def clean_files() -> bool:
+    """Delete files that no picture needs. `False`: somebody is at it."""
+    with _alone(FILES_LOCK) as alone:
+        if alone:
+            cleanup.clean_due(CLEAN_LIMIT)
+        return alone
+
+
 @contextlib.contextmanager
-def _alone() -> Iterator[bool]:
+def _alone(lock: int) -> Iterator[bool]:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s)", [LOCK])
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [lock])
         (alone,) = cursor.fetchone()
     try:
         yield alone
@@ -71,12 +80,23 @@ def _alone() -> Iterator[bool]:
         # With the connection the lock is gone as well.
         if alone and connection.connection is not None and not connection.connection.closed:
             with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [lock])
 
 
 def dispatch() -> None:
     scheduling.follow_default_cap()
     wake.dispatch_now()
+
+
+def fall_back() -> None:
+    """Have what waits for a provider that is away made by another, where there is one."""
+    for provider in pools.away():
+        usable = pools.usable()
+        moved = lifecycle.fall_back_queued(
+            provider=provider, usable=usable, can_make=can_make(usable), limit=LIMIT
+        )
+        if moved:
+            logger.warning("%s is away: %d generations fall back to another", provider, moved)
 
 
 def take_over() -> None:
@@ -113,7 +133,10 @@ def _give_up(taken: TakenOver) -> None:
     ).first()
     if taken.status == GenerationStatus.PROCESSING and attempt and attempt.provider_id:
         # Nobody will follow it any more. Whatever the answer, it stops by itself in time.
-        get_provider(generation.provider).cancel(attempt.provider_id)
+        try:
+            get_provider(generation.provider).cancel(attempt.provider_id)
+        except Exception:  # what killed its workers must not keep others from being given up
+            logger.exception("generation %s: cannot be cancelled", generation.pk)
     message = f"Its worker died {taken.crash_count} times while working on it."
     failure = Failure(ErrorClass.INTERRUPTED, message)
     if attempt is not None and attempt.provider_id is None:
@@ -138,10 +161,6 @@ def finalise() -> None:
 
 def remove_deleted() -> None:
     lifecycle.remove_deleted(limit=LIMIT)
-
-
-def clean_files() -> None:
-    cleanup.clean_due(CLEAN_LIMIT)
 
 
 def forget() -> None:
@@ -173,10 +192,10 @@ def compare_counters() -> None:
 
 STEPS: tuple[Callable[[], None], ...] = (
     dispatch,
+    fall_back,
     take_over,
     finalise,
     remove_deleted,
-    clean_files,
     forget,
     compare_counters,
 )

@@ -14,10 +14,11 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
+from functools import partial
 from typing import Any, BinaryIO, NoReturn, cast
 
 from celery import Task, shared_task
@@ -28,27 +29,32 @@ from django.core.files.base import ContentFile
 from django.db import IntegrityError, InterfaceError, OperationalError
 
 from batches import cleanup, lifecycle, pools, scheduling, wake
+from batches.catalogue import get_model
+from batches.lifecycle import NOTHING_SPENT, Spent
 from batches.models import (
     GENERATION_TERMINAL,
     Attempt,
     AtWork,
     Generation,
+    GenerationKind,
     GenerationStatus,
     Image,
     Lease,
+    Reference,
     image_folder,
 )
 from generation import images
-from generation.catalogue import get_model
+from generation.catalogue import Model
 from generation.provider import (
     ErrorClass,
     Failure,
+    InputFile,
     Prediction,
     Provider,
     SubmitRequest,
 )
 from worker import canvas, heartbeat, looks, sweeper
-from worker.providers import callback_url, get_provider, http_client
+from worker.providers import callback_url, can_make, get_provider
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +119,8 @@ STOPPING_LOOK_S = 0.5
 # Outputs up to this size never touch the disk before they are stored.
 SPOOL_BYTES = 8 * 1024 * 1024
 MIN_CANCEL_AFTER_S = 5
+# What amounts of money are kept to.
+SMALLEST_USD, MOST_USD = Decimal("0.000001"), Decimal(10_000)
 SUBMISSION_UNKNOWN = "submission_unknown"
 
 
@@ -156,18 +164,19 @@ def _retry_or_fail(
     failure: Failure,
     *,
     circuit_open: bool = False,
-    has_run: bool = False,
+    prediction: Prediction | None = None,
 ) -> Outcome:
     """Record a failed attempt. Returns when that was the last one, else raises `Ignore`.
 
-    `circuit_open`: the provider is away for everybody, so it is not counted. `has_run`: it is the
-    work that failed, and not the submission.
+    `circuit_open`: the provider is away for everybody, so it is not counted. `prediction`: it is
+    that which failed, and not the submission.
     """
     generation = work.generation
     logger.info("generation %s: %s: %s", generation.pk, failure.error_class, failure.message)
+    spent = _spent(generation, prediction)
     retry, counts, delay_s = True, False, 0.0
     if not circuit_open:
-        retry, counts, delay_s = _retry(work, failure, has_run=has_run)
+        retry, counts, delay_s = _retry(work, failure, has_run=prediction is not None)
     if retry:
         if lifecycle.requeue_generation(
             generation=generation,
@@ -175,11 +184,54 @@ def _retry_or_fail(
             failure=failure,
             delay_s=delay_s,
             counts_as_retry=counts,
+            spent=spent,
         ):
             raise Ignore
-    elif lifecycle.fail_generation(generation=generation, attempt=attempt, failure=failure):
+    elif lifecycle.fail_generation(
+        generation=generation, attempt=attempt, failure=failure, spent=spent
+    ):
         return GenerationStatus.FAILED
-    return _overtaken(work, attempt, failure)
+    return _overtaken(work, attempt, prediction or failure)
+
+
+def _fail_unsent(work: AtWork, failure: Failure) -> Outcome:
+    """Record that a generation cannot be submitted at all."""
+    logger.info("generation %s: %s", work.generation.pk, failure.message)
+    if lifecycle.fail_generation(generation=work.generation, attempt=None, failure=failure):
+        return GenerationStatus.FAILED
+    return _overtaken(work, None, failure)
+
+
+# Of a submission: that a provider is not there, or takes nothing. An answer of 500 or 502 says
+# so as well, but not as surely as to pay somebody else for the same.
+NOT_TAKEN = frozenset({"", "503"})
+REFUSED = (ErrorClass.NOT_FOUND, ErrorClass.INVALID_INPUT)
+
+
+def _fall_back(work: AtWork, attempt: Attempt, failure: Failure) -> None:
+    """Have another provider make it, if there is one, since this one has not been given it.
+
+    Raises `Ignore` when that is so.
+    """
+    generation = work.generation
+    is_refused = failure.error_class in REFUSED
+    is_away = (
+        failure.error_class == ErrorClass.PROVIDER_UNAVAILABLE
+        and failure.provider_code in NOT_TAKEN
+    )
+    if not generation.fallbacks or not (is_refused or is_away):
+        return
+    detour = lifecycle.find_detour(generation, can_make(pools.usable()), is_refused=is_refused)
+    if detour is not None and lifecycle.requeue_generation(
+        generation=generation,
+        attempt=attempt,
+        failure=failure,
+        delay_s=0,
+        counts_as_retry=False,
+        detour=detour,
+    ):
+        logger.warning("generation %s: is now made by %s", generation.pk, detour.way["model"])
+        raise Ignore
 
 
 # --- A database that is away --------------------------------------------------------------------
@@ -264,6 +316,12 @@ def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outco
         return _overtaken(work, None, Failure(ErrorClass.CANCELED, "Nothing was submitted."))
     if left_s <= 0:
         return _fail_late(work, None)
+    # Before the attempt is begun: whatever goes wrong between that and the submission leaves open
+    # whether there was one.
+    model = get_model(generation.model)
+    files = _files(generation, model)
+    if problem := _unsendable(generation, model, files):
+        return _fail_unsent(work, problem)
     try:
         attempt = lifecycle.begin_attempt(generation=generation)
     except IntegrityError:  # a delivery that was woken for the same lease is doing it
@@ -272,10 +330,18 @@ def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outco
         return _overtaken(work, None, Failure(ErrorClass.CANCELED, "Nothing was submitted."))
     # A process that was stopped since it took its turn must not send what others may have given
     # up: the lease is the bound, here as for them.
-    timeout_s = submit_timeout_s() - (time.monotonic() - work.taken_at_s)
+    timeout_s = submit_timeout_s(generation) - (time.monotonic() - work.taken_at_s)
     if timeout_s <= 0:
         return _send_back(task, work, attempt, "The submission was held up and not sent.")
-    answer = _submit(provider, work, attempt, left_s, timeout_s)
+    request = _request(
+        generation,
+        attempt,
+        model,
+        files=files,
+        cancel_after_s=max(MIN_CANCEL_AFTER_S, int(left_s)),
+        timeout_s=timeout_s,
+    )
+    answer = provider.submit(request)
     if isinstance(answer, Prediction):
         logger.info("generation %s: submitted as %s", generation.pk, answer.id)
         if work.provider_failures:
@@ -286,8 +352,10 @@ def _start(task: Task, provider: Provider, work: AtWork, left_s: float) -> Outco
     circuit_open = False
     if answer.error_class in AWAY:
         circuit_open = pools.record_unavailable(name=generation.provider, message=answer.message)
-    elif work.provider_failures:
+    elif work.provider_failures and answer.provider_code:
+        # It was the provider who said so, and not this side of the line.
         pools.record_available(name=generation.provider)
+    _fall_back(work, attempt, answer)
     if answer.error_class == ErrorClass.TIMEOUT_UNKNOWN:
         lifecycle.record_lost_answer(attempt=attempt, failure=answer)
         _look_again(task, work, FIND_EVERY_S)
@@ -330,14 +398,20 @@ def _proceed(
         if is_cancelled:
             return _overtaken(work, attempt, prediction)
         if left_s <= 0:
-            return _fail_late(work, attempt)
-        return _retry_or_fail(work, attempt, prediction.failure, has_run=True)
+            return _fail_late(work, attempt, prediction)
+        failure = prediction.failure
+        if failure.error_class == ErrorClass.CANCELED:
+            # By somebody at the provider, not by us.
+            failure = replace(failure, error_class=ErrorClass.INTERRUPTED)
+        return _retry_or_fail(work, attempt, failure, prediction=prediction)
     logger.info("generation %s: %s is done", generation.pk, prediction.id)
-    cost_usd = _cost_usd(generation, prediction)
     if not lifecycle.begin_download(
-        generation=generation, attempt=attempt, prediction=prediction, cost_usd=cost_usd
+        generation=generation,
+        attempt=attempt,
+        prediction=prediction,
+        cost_usd=_cost_usd(generation, prediction),
     ):
-        return _overtaken(work, attempt, prediction, cost_usd)
+        return _overtaken(work, attempt, prediction)
     return {"status": GenerationStatus.DOWNLOADING, "turn": work.turn}
 
 
@@ -352,14 +426,10 @@ def _look_again(
     )
 
 
-def _overtaken(
-    work: AtWork,
-    attempt: Attempt | None,
-    result: Prediction | Failure,
-    cost_usd: Decimal = Decimal(0),
-) -> Outcome:
+def _overtaken(work: AtWork, attempt: Attempt | None, result: Prediction | Failure) -> Outcome:
     """End what its owner has cancelled meanwhile; step aside for whoever else was faster."""
     generation = work.generation
+    cost_usd = _cost_usd(generation, result) if isinstance(result, Prediction) else Decimal(0)
     if lifecycle.confirm_cancel(
         generation=generation, attempt=attempt, result=result, cost_usd=cost_usd
     ):
@@ -383,58 +453,119 @@ def _step_aside(generation_id: str, lease_id: str, turn: int | None) -> Outcome:
     raise Ignore
 
 
-def _fail_late(work: AtWork, attempt: Attempt | None) -> Outcome:
+def _fail_late(
+    work: AtWork, attempt: Attempt | None, prediction: Prediction | None = None
+) -> Outcome:
     failure = Failure(
         ErrorClass.TIMEOUT_RUN, f"Not finished within {settings.GENERATION_DEADLINE} seconds."
     )
-    if lifecycle.fail_generation(generation=work.generation, attempt=attempt, failure=failure):
+    if lifecycle.fail_generation(
+        generation=work.generation,
+        attempt=attempt,
+        failure=failure,
+        spent=_spent(work.generation, prediction),
+    ):
         return GenerationStatus.FAILED
-    return _overtaken(work, attempt, failure)
+    return _overtaken(work, attempt, prediction or failure)
 
 
 # --- Submitting, and a submission whose answer is missing ---------------------------------------
 
 MAX_SUBMIT_S = 15.0
+# With reference images to hand over before.
+MAX_SUBMIT_WITH_FILES_S = 60.0
 # Between two looks for a prediction whose id we have not heard.
 FIND_EVERY_S = 1.0
 # How far the provider's clock may be from ours.
 CLOCKS_DIFFER = timedelta(minutes=5)
 
 
-def submit_timeout_s() -> float:
+def submit_timeout_s(generation: Generation) -> float:
     """How long a submission waits for its answer.
 
     No longer than a lease: whoever takes that over knows that nobody is submitting any more.
     """
-    return float(min(MAX_SUBMIT_S, settings.LEASE_SECONDS))
+    has_files = generation.kind != GenerationKind.GENERATE
+    longest_s = MAX_SUBMIT_WITH_FILES_S if has_files else MAX_SUBMIT_S
+    return float(min(longest_s, settings.LEASE_SECONDS))
 
 
-def listed_within_s() -> float:
+def listed_within_s(generation: Generation) -> float:
     """How long after a submission its prediction is listed at the latest, if there is one.
 
     A good deal longer than the answer is waited for: a provider may be slower than we are patient.
     """
-    return submit_timeout_s() + min(10.0, 0.4 * settings.LEASE_SECONDS)
+    return submit_timeout_s(generation) + min(10.0, 0.4 * settings.LEASE_SECONDS)
 
 
-def _request(generation: Generation, attempt: Attempt, **options: Any) -> SubmitRequest:
-    model = get_model(generation.model)
-    return SubmitRequest(
+def _request(
+    generation: Generation, attempt: Attempt, model: Model | None, **options: Any
+) -> SubmitRequest:
+    request = SubmitRequest(
         model=generation.model,
         input=generation.input,
-        version=model.version if model else None,
+        token=str(attempt.callback_token),
         webhook_url=callback_url(attempt),
         **options,
     )
-
-
-def _submit(
-    provider: Provider, work: AtWork, attempt: Attempt, left_s: float, timeout_s: float
-) -> Prediction | Failure:
-    cancel_after_s = max(MIN_CANCEL_AFTER_S, int(left_s))
-    return provider.submit(
-        _request(work.generation, attempt, cancel_after_s=cancel_after_s, timeout_s=timeout_s)
+    if model is None:  # gone since it was submitted; it can still be looked for
+        return request
+    has_image = generation.kind != GenerationKind.GENERATE
+    return replace(
+        request,
+        version=model.version,
+        deployment=model.deployment,
+        endpoint=model.endpoint,
+        workflow=model.workflow_for(has_image=has_image),
+        file_lists=model.file_lists,
     )
+
+
+def _files(generation: Generation, model: Model | None) -> dict[str, tuple[InputFile, ...]]:
+    """The pictures that a generation is made from, under the parameter that takes them."""
+    parameter = model.image_parameter if model else None
+    if generation.kind == GenerationKind.GENERATE or parameter is None:
+        return {}
+    references = Reference.objects.filter(generations__generation=generation.pk)
+    return {
+        parameter.name: tuple(
+            InputFile(
+                filename=f"{reference.pk}.{images.EXTENSIONS[reference.format]}",
+                content_type=f"image/{reference.format}",
+                size_bytes=reference.size_bytes,
+                sha256=reference.sha256,
+                open=partial(_open, reference),
+            )
+            for reference in references.order_by("generations__position")
+        )
+    }
+
+
+def _unsendable(
+    generation: Generation, model: Model | None, files: Mapping[str, tuple[InputFile, ...]]
+) -> Failure | None:
+    """Why a generation cannot be submitted as it is: the catalogue has changed since."""
+    if model is None:
+        message = f"The catalogue has no model {generation.model!r} any more."
+        return Failure(ErrorClass.NOT_FOUND, message)
+    has_image = generation.kind != GenerationKind.GENERATE
+    if has_image and not any(files.values()):
+        message = f"{generation.model} takes no reference images any more."
+        return Failure(ErrorClass.INVALID_INPUT, message)
+    workflow = model.workflow_for(has_image=has_image)
+    if workflow and (lost := {*generation.input, *files} - {*workflow.bindings}):
+        message = f"The workflow of {generation.model} has no place for {', '.join(sorted(lost))}."
+        return Failure(ErrorClass.INVALID_INPUT, message)
+    return None
+
+
+def _open(reference: Reference) -> BinaryIO:
+    try:
+        return cast(BinaryIO, reference.file.open("rb"))
+    # Whatever a storage raises: they have no exception in common.
+    except Exception as error:
+        logger.exception("reference %s cannot be read", reference.pk)
+        raise OSError(str(error)) from error
 
 
 def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s: float) -> Outcome:
@@ -445,12 +576,16 @@ def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s
     blindly.
     """
     generation = work.generation
-    is_over = work.attempted_s > submit_timeout_s() + FIND_EVERY_S
+    timeout_s = submit_timeout_s(generation)
+    is_over = work.attempted_s > timeout_s + FIND_EVERY_S
     if not attempt.error_class and not is_over:
         _look_again(task, work, FIND_EVERY_S)  # somebody may still be waiting for the answer
     since = attempt.created_at - CLOCKS_DIFFER
-    until = attempt.created_at + timedelta(seconds=submit_timeout_s()) + CLOCKS_DIFFER
-    found = provider.find(_request(generation, attempt), since=since, until=until)
+    until = attempt.created_at + timedelta(seconds=timeout_s) + CLOCKS_DIFFER
+    claimed_id = (attempt.report or {}).get("id", "")
+    model = get_model(generation.model)
+    request = _request(generation, attempt, model, claimed_id=claimed_id)
+    found = provider.find(request, since=since, until=until)
     if isinstance(found, Failure):
         logger.warning("generation %s: cannot look it up: %s", generation.pk, found.message)
         # The provider may be working on it until then, and may still report.
@@ -462,14 +597,21 @@ def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s
     if unclaimed:
         # Submissions of the same input cannot be told apart, and need not be; but one whose
         # answer is still to come must not lose its prediction to us. The newest first: older ones
-        # may be of rows that are no more.
-        if left_s > 0 and Attempt.objects.has_rivals(
-            attempt, generation.input, since, submit_timeout_s()
-        ):
+        # may be of rows that are no more. Those made from pictures differ in what no list tells:
+        # of several whose answers were lost, only a webhook says which is whose. None of this
+        # matters where the provider was asked for this very submission.
+        is_exact = bool(claimed_id) or unclaimed[0].id == request.token
+        has_files = generation.kind != GenerationKind.GENERATE
+        is_contested = not is_exact and Attempt.objects.has_rivals(
+            attempt, generation.input, since, timeout_s, or_lost=has_files
+        )
+        if is_contested and left_s > 0:
             _look_again(task, work, FIND_EVERY_S)
+        if is_contested and has_files:
+            return _give_up(task, work, attempt)
         lifecycle.record_submission(attempt=attempt, prediction=unclaimed[0])
         _look_again(task, work, looks.MIN_LOOK_S)
-    if work.attempted_s < listed_within_s():
+    if work.attempted_s < listed_within_s(generation):
         _look_again(task, work, FIND_EVERY_S)
     return _send_back(task, work, attempt, "The submission did not reach the provider.")
 
@@ -519,10 +661,28 @@ def _given_up(task: Task, work: AtWork, attempt: Attempt, failure: Failure, move
     _look_again(task, work, looks.MIN_LOOK_S)  # it was answered after all
 
 
+def _spent(generation: Generation, prediction: Prediction | None) -> Spent:
+    if prediction is None:
+        return NOTHING_SPENT
+    return Spent(_cost_usd(generation, prediction), prediction.run_s)
+
+
 def _cost_usd(generation: Generation, prediction: Prediction) -> Decimal:
+    """What a prediction that has ended is charged, by the catalogue's prices.
+
+    By the second also for work that failed or was stopped; by the image only for images.
+    """
     model = get_model(generation.model)
-    price = model.price_usd_per_image if model else None
-    return (price or Decimal(0)) * len(prediction.outputs)
+    if model is None:
+        return Decimal(0)
+    if model.price_usd_per_second is not None and prediction.run_s is not None:
+        cost = model.price_usd_per_second * Decimal(str(prediction.run_s))
+    else:
+        count = prediction.billed_images
+        price = model.price_per_image(generation.input)
+        cost = price * (len(prediction.outputs) if count is None else count)
+    # A nonsensical figure of the provider's must not keep the work from ending.
+    return min(cost, MOST_USD).quantize(SMALLEST_USD, rounding=ROUND_HALF_UP)
 
 
 # --- The second step ----------------------------------------------------------------------------
@@ -564,8 +724,10 @@ def _download(task: Task, work: AtWork, tries: int) -> Outcome:
     assert attempt is not None  # what put it into this status
     provider = get_provider(generation.provider)
     stored: list[Image] = []
-    for index, url in enumerate(attempt.outputs):
-        image = _fetch(provider, url, attempt, index)
+    missing: Failure | None = None
+    for index, output in enumerate(attempt.outputs):
+        heartbeat.goes_on(work.lease_id)
+        image = _fetch(provider, output, attempt, index)
         if isinstance(image, Failure):
             is_late = work.elapsed_s > settings.GENERATION_DEADLINE + CANCEL_GRACE_S
             if tries < FETCH_LIMITS.get(image.error_class, 0) and not is_late:
@@ -577,16 +739,22 @@ def _download(task: Task, work: AtWork, tries: int) -> Outcome:
                     args=(outcome, str(generation.pk), str(work.lease_id), work.turn, tries + 1),
                     countdown=looks.bounded_s(max(wait_s, asked_s)),
                 )
-            return _retry_or_fail(work, attempt, image)
-        stored.append(image)
-    if not lifecycle.complete_generation(generation=generation, images=stored):
+            missing = missing or image
+        else:
+            stored.append(image)
+    if missing is not None and not stored:
+        return _retry_or_fail(work, attempt, missing)
+    # Of several images, those that are good have been paid for like the others.
+    if not lifecycle.complete_generation(
+        generation=generation, images=stored, attempt=attempt, missing=missing
+    ):
         cleanup.clean(image_folder(generation))  # of what was written too late
         return _step_aside(str(generation.pk), str(work.lease_id), work.turn)
     logger.info("generation %s: completed", generation.pk)
     return GenerationStatus.COMPLETED
 
 
-def _fetch(provider: Provider, url: str, attempt: Attempt, index: int) -> Image | Failure:
+def _fetch(provider: Provider, output: str, attempt: Attempt, index: int) -> Image | Failure:
     """One output in storage, its row not saved yet.
 
     A file that a failure leaves behind is written over by the next try, or discarded with the
@@ -600,8 +768,11 @@ def _fetch(provider: Provider, url: str, attempt: Attempt, index: int) -> Image 
     try:
         with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
             file = cast(BinaryIO, spool)
-            fetched = http_client().download(
-                url, file, hosts=provider.output_hosts, max_bytes=settings.MAX_OUTPUT_BYTES
+            fetched = provider.download(
+                output,
+                file,
+                prediction_id=attempt.provider_id or "",
+                max_bytes=settings.MAX_OUTPUT_BYTES,
             )
             if isinstance(fetched, Failure):
                 return fetched
@@ -614,9 +785,13 @@ def _fetch(provider: Provider, url: str, attempt: Attempt, index: int) -> Image 
             image.width, image.height = verified.width_px, verified.height_px
             image.size_bytes, image.sha256 = verified.size_bytes, verified.sha256
             file.seek(0)
-            image.file.save(f"{stem}.{verified.extension}", File(file), save=False)
-            thumbnail = ContentFile(verified.thumbnail)
-            image.thumbnail.save(f"{stem}.thumbnail.webp", thumbnail, save=False)
+            content = File(file) if verified.content is None else ContentFile(verified.content)
+            image.file.save(f"{stem}.{verified.extension}", content, save=False)
+            for field, data in (
+                (image.thumbnail, verified.thumbnail),
+                (image.preview, verified.preview),
+            ):
+                field.save(f"{stem}.{field.field.name}.webp", ContentFile(data), save=False)
     # A full disk, or whatever a storage raises: they have no exception in common.
     except Exception:
         logger.exception("generation %s: cannot store", generation.pk)
@@ -637,3 +812,9 @@ def finalise_batch(batch_id: str) -> bool:
 def sweep() -> bool:
     """Do what a lost message left undone. `False`: another sweep is at it."""
     return sweeper.sweep()
+
+
+@shared_task(name="work.clean_files")
+def clean_files() -> bool:
+    """Delete the files that no picture needs. `False`: somebody is at it."""
+    return sweeper.clean_files()

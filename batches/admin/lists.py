@@ -15,6 +15,7 @@ from django.http import HttpRequest
 from django.utils.functional import cached_property
 
 from batches.admin import show
+from batches.catalogue import load_models
 from batches.models import (
     PRIORITY_MAX,
     PRIORITY_MIN,
@@ -24,7 +25,6 @@ from batches.models import (
     Generation,
     GenerationStatus,
 )
-from generation.catalogue import load_models
 from generation.provider import ErrorClass
 
 COUNT_MAX = 10_000  # rows that a list counts; there may be more
@@ -81,7 +81,10 @@ class PriorityFilter(FixedFilter):
 
 class ModelFilter(FixedFilter):
     title = parameter_name = "model"
-    values = tuple(load_models())
+
+    def __init__(self, *args: Any) -> None:
+        self.values = tuple(load_models())
+        super().__init__(*args)
 
 
 class ErrorFilter(FixedFilter):

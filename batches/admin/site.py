@@ -11,9 +11,22 @@ from django.http import HttpRequest
 from django.urls import URLPattern, URLResolver, path, reverse
 
 from batches.admin.batches import AttemptAdmin, BatchAdmin, GenerationAdmin, ImageAdmin
+from batches.admin.catalogue import CatalogueModelAdmin
 from batches.admin.dead_letters import DeadLetterAdmin
 from batches.admin.operations import AlertAdmin, LaneAdmin, LeaseAdmin, PoolAdmin
-from batches.models import Alert, Attempt, Batch, Generation, Image, Lane, Lease, Pool
+from batches.admin.references import ReferenceAdmin
+from batches.models import (
+    Alert,
+    Attempt,
+    Batch,
+    CatalogueModel,
+    Generation,
+    Image,
+    Lane,
+    Lease,
+    Pool,
+    Reference,
+)
 
 BANNER_MAX = 4
 
@@ -27,11 +40,13 @@ class PictureAdminSite(admin.AdminSite):
         self.register(Alert, AlertAdmin)
         self.register(Attempt, AttemptAdmin)
         self.register(Batch, BatchAdmin)
+        self.register(CatalogueModel, CatalogueModelAdmin)
         self.register(Generation, GenerationAdmin)
         self.register(Image, ImageAdmin)
         self.register(Lane, LaneAdmin)
         self.register(Lease, LeaseAdmin)
         self.register(Pool, PoolAdmin)
+        self.register(Reference, ReferenceAdmin)
 
     def get_urls(self) -> list[URLResolver | URLPattern]:
         dead_letters = path(

@@ -1,7 +1,8 @@
 """What an owner may do with a batch or a generation, and in words why it cannot be done."""
 
+import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.db import transaction
@@ -9,7 +10,8 @@ from django.shortcuts import get_object_or_404
 
 from batches import lifecycle
 from batches.api.errors import InvalidRequest, InvalidTransition
-from batches.intake import Problem, check_models, replan
+from batches.api.planning import planned
+from batches.intake import Problem, check_models, replan, sources_of
 from batches.models import (
     BATCH_OPEN,
     GENERATION_OPEN,
@@ -48,30 +50,45 @@ def generation_refusal(generation: Generation, done: str) -> InvalidTransition:
     return InvalidTransition(f"{subject} cannot be {done}.", current_status=generation.status)
 
 
-def retry_batch(
+@contextlib.contextmanager
+def retrying_batch(
     batch: Batch, ids: Sequence[uuid.UUID] | None, overrides: Mapping[str, Any]
-) -> None:
-    """Try the failed generations of a batch once more, or those of these ids: all, or none.
+) -> Iterator[Callable[[], None]]:
+    """Get ready to try the failed generations of a batch once more, or those of these ids.
 
-    Raises `InvalidRequest` or `InvalidTransition`.
+    What it gives does it: all, or none. Both raise `InvalidRequest` or `InvalidTransition`.
     """
     chosen = _chosen(batch, ids)
-    if _retry(batch, chosen, overrides, needed=len(chosen) if ids else 1):
-        return
-    # Somebody else was faster, or the batch is being cancelled.
-    batch = get_object_or_404(Batch.objects.owned_by(batch.owner_id), pk=batch.pk)
-    if batch.cancel_requested_at is None:
-        _chosen(batch, ids)
-    raise batch_refusal(batch, "retried")
+    with _retrying(batch.owner_id, batch, chosen, overrides) as retry:
+
+        def retry_all() -> None:
+            if retry(len(chosen) if ids else 1):
+                return
+            # Somebody else was faster, or the batch is being cancelled.
+            now = get_object_or_404(Batch.objects.owned_by(batch.owner_id), pk=batch.pk)
+            if now.cancel_requested_at is None:
+                _chosen(now, ids)
+            raise batch_refusal(now, "retried")
+
+        yield retry_all
 
 
-def retry_generation(generation: Generation, overrides: Mapping[str, Any]) -> None:
-    """Try one generation once more. Raises `InvalidRequest` or `InvalidTransition`."""
+@contextlib.contextmanager
+def retrying_generation(
+    generation: Generation, overrides: Mapping[str, Any]
+) -> Iterator[Callable[[], None]]:
+    """As `retrying_batch`, for one generation."""
     if generation.status not in GENERATION_RETRYABLE:
         raise generation_refusal(generation, "retried")
-    if not _retry(generation.batch, [generation], overrides, needed=1):
-        own = Generation.objects.owned_by(generation.owner_id).select_related("batch")
-        raise generation_refusal(get_object_or_404(own, pk=generation.pk), "retried")
+    owner_id = generation.owner_id
+    with _retrying(owner_id, generation.batch, [generation], overrides) as retry:
+
+        def retry_it() -> None:
+            if not retry(1):
+                own = Generation.objects.owned_by(owner_id).select_related("batch")
+                raise generation_refusal(get_object_or_404(own, pk=generation.pk), "retried")
+
+        yield retry_it
 
 
 def _chosen(batch: Batch, ids: Sequence[uuid.UUID] | None) -> list[Generation]:
@@ -109,22 +126,32 @@ def _of_ids(batch: Batch, ids: Sequence[uuid.UUID]) -> list[Generation]:
     return chosen
 
 
-def _retry(
+@contextlib.contextmanager
+def _retrying(
+    owner_id: int,
     batch: Batch | None,
     generations: Sequence[Generation],
     overrides: Mapping[str, Any],
-    *,
-    needed: int,
-) -> bool:
-    """`False`: fewer than `needed` can be retried any more, and so nothing was changed."""
+) -> Iterator[Callable[[int], bool]]:
+    """What it gives is told how many are needed: if fewer can be retried, nothing is changed."""
     plans = replan(generations, overrides) if overrides else check_models(generations)
-    if isinstance(plans, list):
-        if plans:
-            raise InvalidRequest(plans)
-        plans = {}
-    with transaction.atomic():
-        retried = lifecycle.retry_generations(batch=batch, generations=generations, plans=plans)
-        is_done = retried >= needed
-        if not is_done:
-            transaction.set_rollback(True)
-    return is_done
+    ids = list(plans) if isinstance(plans, dict) else []
+    plan = list(plans.values()) if isinstance(plans, dict) else plans
+    places = {
+        f"settings.references.{number}": one for number, one in enumerate(sources_of(overrides))
+    }
+    with planned(owner_id, plan, places) as ready:
+
+        def retry(needed: int) -> bool:
+            with transaction.atomic(), ready.settled() as (settled, _):
+                retried = lifecycle.retry_generations(
+                    batch=batch,
+                    generations=generations,
+                    plans=dict(zip(ids, settled, strict=True)),
+                )
+                is_done = retried >= needed
+                if not is_done:
+                    transaction.set_rollback(True)
+            return is_done
+
+        yield retry

@@ -24,6 +24,7 @@ from rest_framework.response import Response
 from rest_framework.settings import api_settings
 
 from batches.intake import Problem
+from batches.references import Busy, StorageAway
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,12 @@ class PartOfBatch(APIException):
     default_detail = "A generation of a batch is deleted with its batch only."
 
 
+class ReferenceInUse(APIException):
+    status_code = HTTPStatus.CONFLICT
+    default_code = "reference_in_use"
+    default_detail = "A generation is made from this reference image."
+
+
 class InvalidIdempotencyKey(APIException):
     status_code = HTTPStatus.BAD_REQUEST
     default_code = "invalid_idempotency_key"
@@ -87,6 +94,20 @@ class DatabaseUnavailable(APIException):
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
     default_code = "database_unavailable"
     default_detail = "The database does not answer. Try again in a moment."
+    wait = 5  # seconds, as `Retry-After`
+
+
+class TooBusy(APIException):
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    default_code = "busy"
+    default_detail = "Too many reference images are being taken in. Try again in a moment."
+    wait = 2  # seconds, as `Retry-After`
+
+
+class StorageUnavailable(APIException):
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    default_code = "storage_unavailable"
+    default_detail = "The file could not be stored. Try again in a moment."
     wait = 5  # seconds, as `Retry-After`
 
 
@@ -162,6 +183,10 @@ class _Handler(ExceptionHandler):
             exc.detail = ErrorDetail(str(exc.detail), code="invalid_json")
         elif isinstance(exc, DATABASE_AWAY):
             return DatabaseUnavailable()
+        elif isinstance(exc, Busy):
+            return TooBusy()
+        elif isinstance(exc, StorageAway):
+            return StorageUnavailable()
         return exc
 
     def format_exception(self, exc: APIException) -> dict[str, Any]:
@@ -178,7 +203,7 @@ class _Handler(ExceptionHandler):
         request = self.context["request"]
         if isinstance(exc, DatabaseUnavailable) and request is not None:
             _log_away(request._request, response, self.exc)
-        else:
+        elif not isinstance(exc, TooBusy | StorageUnavailable):  # expected, or told already
             super().report_exception(exc, response)
 
 
@@ -204,11 +229,7 @@ def _log_away(request: HttpRequest, response: HttpResponse, error: BaseException
 
 
 def _plain(
-    request: HttpRequest,
-    status: HTTPStatus,
-    code: str,
-    detail: str,
-    headers: Mapping[str, str] | None = None,
+    status: HTTPStatus, code: str, detail: str, headers: Mapping[str, str] | None = None
 ) -> HttpResponse:
     request_id = str(uuid.uuid4())
     body = problem(status=status, code=code, detail=detail, request_id=request_id)
@@ -220,28 +241,29 @@ def _plain(
     )
 
 
+def _come_again(exc: type[DatabaseUnavailable | TooBusy]) -> HttpResponse:
+    headers = {"Retry-After": str(exc.wait)}
+    return _plain(exc.status_code, exc.default_code, exc.default_detail, headers)
+
+
+def too_busy() -> HttpResponse:
+    """For an upload that is not even read."""
+    return _come_again(TooBusy)
+
+
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _plain(request, HTTPStatus.BAD_REQUEST, "bad_request", "The request is malformed.")
+    return _plain(HTTPStatus.BAD_REQUEST, "bad_request", "The request is malformed.")
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _plain(request, HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this address.")
+    return _plain(HTTPStatus.NOT_FOUND, "not_found", "There is nothing at this address.")
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Called while the exception is handled."""
     error = sys.exception()
     if isinstance(error, DATABASE_AWAY):
-        away = DatabaseUnavailable
-        response = _plain(
-            request,
-            away.status_code,
-            away.default_code,
-            away.default_detail,
-            {"Retry-After": str(away.wait)},
-        )
+        response = _come_again(DatabaseUnavailable)
         _log_away(request, response, error)
         return response
-    return _plain(
-        request, HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong on our side."
-    )
+    return _plain(HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong on our side.")

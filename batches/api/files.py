@@ -1,79 +1,161 @@
-"""Image files over HTTP, by a signed address or to their owner."""
+"""Stored pictures over HTTP, by a signed address or to their owner.
+
+Where they are in S3, whoever may have one is sent there, by an address that S3 checks itself.
+"""
 
 import uuid
+from typing import Any, ClassVar
 
 from django.conf import settings
+from django.core.files.storage import default_storage
 from django.core.signing import BadSignature, TimestampSigner
 from django.db.models import QuerySet
-from django.http import FileResponse, Http404
+from django.db.models.fields.files import FieldFile
+from django.http import FileResponse, Http404, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.utils.http import content_disposition_header
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.exceptions import NotAuthenticated
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from batches.api.negotiation import JSONAlways
-from batches.models import Image
+from batches.models import Image, Reference
 
 URL_LIFETIME_S = 300
-_CONTENT_TYPES = {"webp": "image/webp", "png": "image/png", "jpeg": "image/jpeg"}
+CACHE_CONTROL = f"private, max-age={URL_LIFETIME_S}"
+RENDITION_FORMAT = "webp"
+_CONTENT_TYPES = {
+    "webp": "image/webp",
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "avif": "image/avif",
+    "svg": "image/svg+xml",
+}
+# What a browser may show. Anything else is only to be kept: SVG can run scripts.
+_SHOWN = frozenset({"webp", "png", "jpeg", "avif"})
+# What a provider or a user made is never run, whatever is hidden in it.
+_HARMLESS = {
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 _signer = TimestampSigner(salt="picture.image-file")
 
 
-def signed_url(base_url: str, image_id: uuid.UUID | str, part: str) -> str:
-    """An address of `file` or `thumbnail` that works without a token for `URL_LIFETIME_S`."""
-    signature = _signer.sign(f"{image_id}:{part}").split(":", 2)[2]
-    return f"{base_url}/api/v1/images/{image_id}/{part}/?signature={signature}"
+def signed_url(base_url: str, pk: uuid.UUID | str, part: str, *, collection: str = "images") -> str:
+    """An address that works without a token for `URL_LIFETIME_S`.
+
+    `part`: `file`, `thumbnail`, or of an image `preview`. `collection`: `images`, `references`.
+    """
+    signature = _signer.sign(_signed(collection, pk, part)).split(":", 1)[1]
+    return f"{base_url}/api/v1/{collection}/{pk}/{part}/?signature={signature}"
+
+
+def _signed(collection: str, pk: uuid.UUID | str, part: str) -> str:
+    return f"{collection}/{pk}/{part}"
 
 
 def base_url(request: Request) -> str:
     return settings.PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")
 
 
-class ImageFileView(APIView):
-    """The bytes of an image, or of its thumbnail."""
+class FileView(APIView):
+    """The bytes of a stored picture, or of a smaller rendition of it."""
 
     permission_classes = (AllowAny,)
     content_negotiation_class = JSONAlways
+    model: ClassVar[type[Image] | type[Reference]]
+    collection: ClassVar[str]
     part = "file"
 
     @extend_schema(
         parameters=[
-            OpenApiParameter("signature", str, description="As in the image's `url`."),
+            OpenApiParameter("signature", str, description="As in the address that was given."),
         ],
-        responses={(200, "image/*"): OpenApiTypes.BINARY},
+        responses={
+            (200, "image/*"): OpenApiTypes.BINARY,
+            302: OpenApiResponse(
+                description="It is in S3, at an address that works for five minutes."
+            ),
+        },
     )
-    def get(self, request: Request, pk: uuid.UUID) -> FileResponse:
-        image = self._visible(request, pk).filter(pk=pk).first()
-        if image is None:
+    def get(self, request: Request, pk: uuid.UUID) -> HttpResponseBase:
+        row = self._visible(request, pk).filter(pk=pk).first()
+        if row is None:
             raise Http404
-        field = image.file if self.part == "file" else image.thumbnail
-        image_format = image.format if self.part == "file" else "webp"
-        try:
-            stored = field.open("rb")
-        except FileNotFoundError:
-            raise Http404 from None
-        return FileResponse(
-            stored,
-            content_type=_CONTENT_TYPES[image_format],
-            filename=f"{image.pk}.{image_format}",
-            headers={
-                "Cache-Control": f"private, max-age={URL_LIFETIME_S}",
-                # What a provider made is never run, whatever is hidden in it.
-                "Content-Security-Policy": "sandbox; default-src 'none'",
-                "X-Content-Type-Options": "nosniff",
-            },
-        )
+        stored, stored_format = _stored(row, self.part)
+        filename = f"{row.pk}.{stored_format}"
+        if settings.STORAGE_BUCKET:
+            return _at_s3(stored, stored_format, filename, request.method)
+        return _streamed(stored, stored_format, filename)
 
-    def _visible(self, request: Request, pk: uuid.UUID) -> QuerySet[Image]:
+    def _visible(self, request: Request, pk: uuid.UUID) -> QuerySet[Image] | QuerySet[Reference]:
         signature = request.query_params.get("signature")
         if signature is not None:
+            signed = _signed(self.collection, pk, self.part)
             try:
-                _signer.unsign(f"{pk}:{self.part}:{signature}", max_age=URL_LIFETIME_S)
+                _signer.unsign(f"{signed}:{signature}", max_age=URL_LIFETIME_S)
             except BadSignature:
                 raise Http404 from None
-            return Image.objects.all()
+            return self.model.objects.all()
         if not request.user.is_authenticated:
             raise NotAuthenticated
-        return Image.objects.owned_by(request.user.pk)
+        return self.model.objects.owned_by(request.user.pk)
+
+
+class ImageFileView(FileView):
+    model = Image
+    collection = "images"
+
+
+class ReferenceFileView(FileView):
+    model = Reference
+    collection = "references"
+
+
+def _stored(row: Image | Reference, part: str) -> tuple[FieldFile, str]:
+    """A part and its format. Images of before there were previews show themselves instead."""
+    rendition: FieldFile = getattr(row, part)
+    if part != "file" and rendition:
+        return rendition, RENDITION_FORMAT
+    return row.file, row.format
+
+
+def _content_type(stored_format: str) -> str:
+    return _CONTENT_TYPES.get(stored_format, "application/octet-stream")
+
+
+def _streamed(stored: FieldFile, stored_format: str, filename: str) -> FileResponse:
+    try:
+        opened = stored.open("rb")
+    except FileNotFoundError:
+        raise Http404 from None
+    return FileResponse(
+        opened,
+        as_attachment=stored_format not in _SHOWN,
+        filename=filename,
+        content_type=_content_type(stored_format),
+        headers={"Cache-Control": CACHE_CONTROL, **_HARMLESS},
+    )
+
+
+def _at_s3(
+    stored: FieldFile, stored_format: str, filename: str, method: str | None
+) -> HttpResponseRedirect:
+    s3: Any = default_storage
+    url = s3.url(
+        stored.name,
+        parameters={
+            "ResponseContentType": _content_type(stored_format),
+            "ResponseContentDisposition": content_disposition_header(
+                stored_format not in _SHOWN, filename
+            ),
+            "ResponseCacheControl": CACHE_CONTROL,
+        },
+        expire=URL_LIFETIME_S,
+        http_method=method,
+    )
+    # Kept for a while itself, it would lead to an address that has expired.
+    return HttpResponseRedirect(url, headers={"Cache-Control": "no-store", **_HARMLESS})

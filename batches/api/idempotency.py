@@ -2,15 +2,18 @@
 
 A key belongs to a user, a method and a path. The answer is stored in the transaction that does
 the work, so there are both or neither; only an answer of success is, so a refused request leaves
-its key free. While that transaction runs, an advisory lock stands for the key.
+its key free. While a request is worked on, an advisory lock stands for the key: one of the
+connection, since the transaction is only the last part of the work.
 
 Source: draft-ietf-httpapi-idempotency-key-header-07, read 2026-11-20
 """
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any
 
@@ -21,7 +24,12 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches.api.errors import IdempotencyKeyInUse, IdempotencyKeyReused, InvalidIdempotencyKey
+from batches.api.errors import (
+    DATABASE_AWAY,
+    IdempotencyKeyInUse,
+    IdempotencyKeyReused,
+    InvalidIdempotencyKey,
+)
 from batches.models import IdempotentRequest
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -39,44 +47,57 @@ HEADERS = (
         "Idempotent-Replayed",
         {"type": "string", "enum": ["true"]},
         OpenApiParameter.HEADER,
-        response=[200, 202],
+        response=[200, 201, 202],
         description="Present when the answer is that of an earlier request with the same key.",
     ),
 )
 
 
-def idempotent(act: Callable[..., Response]) -> Callable[..., Response]:
+Act = Callable[..., Response]
+Prepare = Callable[..., AbstractContextManager[Any]]
+
+
+def idempotent(prepare: Prepare) -> Callable[[Act], Act]:
     """Wraps a view's method that creates work.
 
-    Raises `InvalidIdempotencyKey`, `IdempotencyKeyReused` or `IdempotencyKeyInUse`.
+    `prepare` is another method of the view. It is entered first, in no transaction: here belongs
+    what takes long. What it gives is the method's argument beside those of the request. Raises
+    `InvalidIdempotencyKey`, `IdempotencyKeyReused` or `IdempotencyKeyInUse`.
     """
 
-    @wraps(act)
-    def once(view: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
-        header = request.headers.get("Idempotency-Key")
-        if header is None:
-            return act(view, request, *args, **kwargs)
-        scope = {
-            "owner_id": request.user.pk,
-            "method": request.method,
-            "path": request.path,
-            "key": parse_key(header),
-        }
-        payload = digest(request.data)
-        with transaction.atomic():
+    def wrap(act: Act) -> Act:
+        @wraps(act)
+        def once(view: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
+            header = request.headers.get("Idempotency-Key")
+            if header is None:
+                with prepare(view, request, *args, **kwargs) as prepared:
+                    return act(view, request, prepared, *args, **kwargs)
+            scope = {
+                "owner_id": request.user.pk,
+                "method": request.method,
+                "path": request.path,
+                "key": parse_key(header),
+            }
+            payload = digest(request.data)
             # In this order: what was stored before the lock could be had is seen.
-            is_ours = _lock(scope)
-            if stored := _stored(scope):
-                if stored.payload_sha256 != payload:
-                    raise IdempotencyKeyReused
-                return _replay(stored)
-            if not is_ours:
-                raise IdempotencyKeyInUse
-            response = act(view, request, *args, **kwargs)
-            _store(scope, payload, response)
-        return response
+            with _claim(scope) as is_ours:
+                if stored := _stored(scope):
+                    if stored.payload_sha256 != payload:
+                        raise IdempotencyKeyReused
+                    return _replay(stored)
+                if not is_ours:
+                    raise IdempotencyKeyInUse
+                with (
+                    prepare(view, request, *args, **kwargs) as prepared,
+                    transaction.atomic(),
+                ):
+                    response = act(view, request, prepared, *args, **kwargs)
+                    _store(scope, payload, response)
+            return response
 
-    return once
+        return once
+
+    return wrap
 
 
 def parse_key(header: str) -> str:
@@ -91,21 +112,37 @@ def parse_key(header: str) -> str:
 
 
 def digest(payload: Any) -> str:
-    """Equal for equal bodies, whatever the order of their fields and the space between."""
-    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    """Equal for equal bodies, whatever the order of their fields and the space between.
+
+    Of an uploaded file its content counts.
+    """
+    canonical = json.dumps(
+        payload, sort_keys=True, separators=(",", ":"), default=lambda upload: upload.sha256
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _lock(scope: dict[str, Any]) -> bool:
-    """Claim a key until the end of the transaction; `False`: somebody else has."""
-    name = hashlib.sha256(json.dumps(list(scope.values())).encode()).digest()
+@contextlib.contextmanager
+def _claim(scope: dict[str, Any]) -> Iterator[bool]:
+    """Claim a key; `False`: somebody else has."""
+    digest = hashlib.sha256(json.dumps(list(scope.values())).encode()).digest()
+    name = int.from_bytes(digest[:8], "big", signed=True)
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_try_advisory_xact_lock(%s)",
-            [int.from_bytes(name[:8], "big", signed=True)],
-        )
+        cursor.execute("SELECT pg_try_advisory_lock(%s)", [name])
         (is_ours,) = cursor.fetchone()
-    return bool(is_ours)
+    try:
+        yield is_ours
+    finally:
+        if is_ours:
+            _release(name)
+
+
+def _release(name: int) -> None:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [name])
+    except DATABASE_AWAY:
+        connection.close()  # and with it the lock
 
 
 def _stored(scope: dict[str, Any]) -> IdempotentRequest | None:

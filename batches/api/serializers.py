@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
-from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
 from batches.api.files import signed_url
-from batches.intake import DEFAULT_MODEL, PromptAsked
+from batches.estimates import NoEta, batch_eta
+from batches.intake import DEFAULT_MODEL, PromptAsked, sources_of
 from batches.models import (
-    BATCH_TERMINAL,
     PRIORITY_BATCH,
     PRIORITY_MAX,
     PRIORITY_MIN,
@@ -22,12 +21,17 @@ from batches.models import (
     Batch,
     BatchStatus,
     Generation,
+    GenerationKind,
     GenerationStatus,
     Image,
+    Outlook,
 )
 from generation.catalogue import PROMPT_MAX_LENGTH
 
 METADATA_MAX_BYTES = 4_096
+URL_MAX_LENGTH = 2_000
+# Beyond what any model takes.
+REFERENCES_MAX = 32
 UNKNOWN_FIELDS_TOLD = 20
 JSON_OBJECT = {"type": "object", "additionalProperties": True}
 
@@ -113,16 +117,56 @@ class StrictSerializer(serializers.Serializer):
         return super().to_internal_value(data)
 
 
-class CommonSettings(StrictSerializer):
-    """One vocabulary for all models; see `GET models/` for what each takes."""
+class ReferenceNameSerializer(StrictSerializer):
+    """A reference image by its id, an earlier image by its, or a URL that we fetch."""
 
-    width = WholeNumberField(required=False, min_value=1, max_value=16_384, help_text="Pixels.")
-    height = WholeNumberField(required=False, min_value=1, max_value=16_384, help_text="Pixels.")
+    id = IdField(required=False)
+    image_id = IdField(required=False)
+    url = TextField(required=False, max_length=URL_MAX_LENGTH)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, str]:
+        if len(attrs) != 1:
+            code = "conflict" if attrs else "required"
+            known = ", ".join(self.fields)
+            raise serializers.ValidationError(f"Exactly one is required of {known}.", code=code)
+        return {name: str(value) for name, value in attrs.items()}
+
+
+class CommonSettings(StrictSerializer):
+    """One vocabulary for all models; see `GET models/` for what each takes.
+
+    The bounds are each model's own, so that a refusal can name it and them.
+    """
+
+    width = WholeNumberField(required=False, help_text="Pixels.")
+    height = WholeNumberField(required=False, help_text="Pixels.")
     aspect_ratio = TextField(required=False, max_length=20, help_text="Such as `16:9`.")
-    steps = WholeNumberField(required=False, min_value=1, max_value=1_000)
-    guidance_scale = NumberField(required=False, min_value=0, max_value=100)
+    steps = WholeNumberField(required=False)
+    guidance_scale = NumberField(required=False)
     output_format = TextField(required=False, max_length=10, help_text="`webp`, `png` or `jpg`.")
-    output_quality = WholeNumberField(required=False, min_value=0, max_value=100)
+    output_quality = WholeNumberField(required=False)
+    references = ShortListField(
+        child=ReferenceNameSerializer(),
+        required=False,
+        max_length=REFERENCES_MAX,
+        help_text="Images to start from, in order; `GET models/` says how many a model takes.",
+    )
+    num_outputs = WholeNumberField(
+        required=False,
+        min_value=1,
+        max_value=100,
+        help_text="Images of one prompt. In a batch, more than a model makes at a time become "
+        "several items; a single generation takes no more than that.",
+    )
+    strength = NumberField(
+        required=False,
+        help_text="How far to go from the reference image: 0 keeps it, 1 ignores it.",
+    )
+    safety = serializers.ChoiceField(
+        ("strict", "standard", "relaxed"),
+        required=False,
+        help_text="How much the model is to refuse, where that can be chosen.",
+    )
     parameters = ObjectField(
         required=False, help_text="The model's further parameters by their own names."
     )
@@ -143,6 +187,12 @@ class PromptFields(StrictSerializer):
     )
     seed = WholeNumberField(required=False, default=None, min_value=0, max_value=2**32 - 1)
     custom_id = TextField(required=False, default="", allow_blank=True, max_length=200)
+    kind = serializers.ChoiceField(
+        GenerationKind.choices,
+        required=False,
+        default="",
+        help_text="Follows from the number of references, none, one or several; a check.",
+    )
     metadata = ObjectField(required=False, default=dict)
 
 
@@ -313,12 +363,21 @@ class ItemImageSerializer(serializers.Serializer):
 
     id = serializers.UUIDField()
     url = serializers.URLField()
-    thumbnail_url = serializers.URLField()
+    preview_url = serializers.URLField(help_text="WebP, at most 1024 pixels wide and high.")
+    thumbnail_url = serializers.URLField(help_text="WebP, at most 256 pixels wide and high.")
     width = serializers.IntegerField(help_text="Pixels.")
     height = serializers.IntegerField(help_text="Pixels.")
     format = serializers.CharField(help_text="As found in the bytes.")
     size_bytes = serializers.IntegerField()
     sha256 = serializers.CharField()
+
+
+class ItemReferenceSerializer(serializers.Serializer):
+    """URLs are signed and expire; ask again for fresh ones."""
+
+    id = serializers.UUIDField()
+    url = serializers.URLField()
+    thumbnail_url = serializers.URLField()
 
 
 class ItemSerializer(serializers.ModelSerializer):
@@ -327,7 +386,9 @@ class ItemSerializer(serializers.ModelSerializer):
     status = serializers.ChoiceField(GenerationStatus.choices, read_only=True)
     error = serializers.SerializerMethodField()
     attempts = serializers.IntegerField(source="attempt_count", read_only=True)
-    image = serializers.SerializerMethodField()
+    image = serializers.SerializerMethodField(help_text="The first of `images`.")
+    images = serializers.SerializerMethodField()
+    references = serializers.SerializerMethodField(help_text="What it is made from, in order.")
 
     class Meta:
         model = Generation
@@ -343,7 +404,11 @@ class ItemSerializer(serializers.ModelSerializer):
             "seed",
             "error",
             "attempts",
+            "kind",
+            "references",
+            "output_count",
             "image",
+            "images",
             "cancel_requested_at",
             "version",
         )
@@ -357,14 +422,35 @@ class ItemSerializer(serializers.ModelSerializer):
 
     @extend_schema_field(ItemImageSerializer(allow_null=True))
     def get_image(self, generation: Generation) -> dict[str, Any] | None:
-        rows = getattr(generation, "image_rows", [])
-        if not rows:
-            return None
-        row = rows[0]
+        rows = getattr(generation, "image_rows", ())
+        return self._image(rows[0]) if rows else None
+
+    @extend_schema_field(ItemImageSerializer(many=True))
+    def get_images(self, generation: Generation) -> list[dict[str, Any]]:
+        return [self._image(row) for row in getattr(generation, "image_rows", ())]
+
+    @extend_schema_field(ItemReferenceSerializer(many=True))
+    def get_references(self, generation: Generation) -> list[dict[str, str]]:
+        # As they stand in the settings: so there is nothing to look up.
+        return [
+            {
+                "id": one.value,
+                **{
+                    name: signed_url(
+                        self.context["base_url"], one.value, part, collection="references"
+                    )
+                    for name, part in (("url", "file"), ("thumbnail_url", "thumbnail"))
+                },
+            }
+            for one in sources_of(generation.settings)
+        ]
+
+    def _image(self, row: Mapping[str, Any]) -> dict[str, Any]:
         base_url = self.context["base_url"]
         return {
             "id": row["id"],
             "url": signed_url(base_url, row["id"], "file"),
+            "preview_url": signed_url(base_url, row["id"], "preview"),
             "thumbnail_url": signed_url(base_url, row["id"], "thumbnail"),
             **{name: row[name] for name in ("width", "height", "format", "size_bytes", "sha256")},
         }
@@ -413,8 +499,9 @@ class BatchSerializer(serializers.ModelSerializer):
     status = serializers.ChoiceField(BatchStatus.choices, read_only=True)
     progress = serializers.IntegerField(read_only=True, help_text="Percent that has ended.")
     eta_seconds = serializers.SerializerMethodField(
-        help_text="At the pace so far; null until the first has ended, and at the end."
+        help_text="Until the last item has ended, estimated; null where `eta_reason` says why."
     )
+    eta_reason = serializers.SerializerMethodField(help_text="Null when `eta_seconds` is not.")
     items = ItemSerializer(source="generations", many=True, read_only=True)
 
     class Meta:
@@ -429,6 +516,7 @@ class BatchSerializer(serializers.ModelSerializer):
             "cancelled_count",
             "progress",
             "eta_seconds",
+            "eta_reason",
             "cost_usd",
             "settings",
             "style",
@@ -444,16 +532,21 @@ class BatchSerializer(serializers.ModelSerializer):
         )
         read_only_fields = fields
 
+    def to_representation(self, instance: Batch) -> dict[str, Any]:
+        self._eta = batch_eta(instance, list(instance.generations.all()), Outlook.of(instance))
+        return super().to_representation(instance)
+
     def get_eta_seconds(self, batch: Batch) -> int | None:
-        if batch.status in BATCH_TERMINAL or not batch.started_at or not batch.ended_count:
-            return None
-        elapsed_s = (timezone.now() - batch.started_at).total_seconds()
-        left = batch.total_count - batch.ended_count
-        return max(0, round(elapsed_s * left / batch.ended_count))
+        return self._eta.seconds
+
+    @extend_schema_field({"type": ["string", "null"], "enum": [*(str(one) for one in NoEta), None]})
+    def get_eta_reason(self, batch: Batch) -> str | None:
+        return self._eta.reason
 
 
 class ImageSerializer(serializers.ModelSerializer):
     url = serializers.SerializerMethodField()
+    preview_url = serializers.SerializerMethodField()
     thumbnail_url = serializers.SerializerMethodField()
     generation_id = serializers.UUIDField(read_only=True)
     batch_id = serializers.UUIDField(source="generation.batch_id", allow_null=True, read_only=True)
@@ -469,6 +562,7 @@ class ImageSerializer(serializers.ModelSerializer):
             "batch_id",
             "index",
             "url",
+            "preview_url",
             "thumbnail_url",
             "width",
             "height",
@@ -485,8 +579,74 @@ class ImageSerializer(serializers.ModelSerializer):
     def get_url(self, image: Image) -> str:
         return signed_url(self.context["base_url"], image.pk, "file")
 
+    def get_preview_url(self, image: Image) -> str:
+        return signed_url(self.context["base_url"], image.pk, "preview")
+
     def get_thumbnail_url(self, image: Image) -> str:
         return signed_url(self.context["base_url"], image.pk, "thumbnail")
+
+
+class ParameterSerializer(serializers.Serializer):
+    """What a parameter takes. Keys that say nothing of this one are left out."""
+
+    type = serializers.ChoiceField(
+        ("string", "integer", "number", "boolean", "enum", "array", "file", "files")
+    )
+    required = serializers.BooleanField()  # type: ignore[assignment]
+    default = serializers.JSONField(
+        allow_null=True, help_text="What the model does when nothing is given; null: not known."
+    )
+    min = serializers.FloatField(required=False)
+    max = serializers.FloatField(required=False)
+    max_with_reference = serializers.FloatField(
+        required=False, help_text="Instead of `max` when a reference image is given."
+    )
+    multiple_of = serializers.IntegerField(required=False)
+    choices = serializers.ListField(child=serializers.CharField(), required=False)
+    max_length = serializers.IntegerField(required=False, help_text="Characters.")
+    max_items = serializers.IntegerField(required=False)
+    only_when = serializers.DictField(
+        required=False, help_text="What other parameters must be for this one to count."
+    )
+
+
+class RatioSerializer(serializers.Serializer):
+    """The size is null where it is not known before."""
+
+    aspect_ratio = serializers.CharField()
+    width_px = serializers.IntegerField(allow_null=True)
+    height_px = serializers.IntegerField(allow_null=True)
+
+
+class SizeSerializer(serializers.Serializer):
+    width_px = serializers.IntegerField()
+    height_px = serializers.IntegerField()
+    aspect_ratio = serializers.CharField(allow_null=True)
+
+
+class TakenReferencesSerializer(serializers.Serializer):
+    """What a model does with reference images."""
+
+    max = serializers.IntegerField(help_text="How many one request may have.")
+    required = serializers.BooleanField()  # type: ignore[assignment]
+    strength = ParameterSerializer(allow_null=True)
+    size = serializers.ChoiceField(
+        ("kept", "matched", "cropped", ""),
+        help_text="`kept`: the image has the shape of the reference, no size can be asked for. "
+        "`matched`: it has it unless a size is asked for. `cropped`: the reference is cut to the "
+        "size. Empty: the reference does not matter to the size.",
+    )
+    aspect_ratios = serializers.ListField(
+        child=serializers.CharField(), help_text="May be asked for beside the model's others."
+    )
+    parameters = serializers.DictField(
+        child=serializers.ListField(child=serializers.CharField()),
+        help_text="Further choices of the model's own parameters, by name.",
+    )
+    safety = serializers.ListField(
+        child=serializers.CharField(), help_text="The levels that are left."
+    )
+    note = serializers.CharField()
 
 
 class ModelSerializer(serializers.Serializer):
@@ -496,22 +656,50 @@ class ModelSerializer(serializers.Serializer):
     provider = serializers.CharField()
     display_name = serializers.CharField()
     family = serializers.CharField()
-    available = serializers.BooleanField()
+    available = serializers.BooleanField(help_text="Whether it can be used here now.")
     unavailable_reason = serializers.CharField(help_text="Empty when available.")
-    status = serializers.CharField()
+    status = serializers.ChoiceField(("active", "retired", "unavailable", "disabled"))
     status_note = serializers.CharField()
-    price_usd_per_image = serializers.CharField()
+    enabled = serializers.BooleanField(help_text="False: the operator has switched it off.")
+    notes = serializers.CharField(help_text="The operator's.")
+    price_usd_per_image = serializers.CharField(help_text="Of a usual image; decimal.")
+    price_usd_per_second = serializers.CharField(
+        allow_null=True, help_text="Where run time is charged and not the image; decimal."
+    )
+    price_usd_by = serializers.DictField(
+        child=serializers.DictField(child=serializers.CharField()),
+        help_text="Parameter -> its value -> price of an image, decimal, where that depends on it; "
+        "of several that fit, the highest. `megapixels`: the image's area, rounded up.",
+    )
     price_note = serializers.CharField()
     est_seconds = serializers.FloatField(help_text="Usual run time, seconds.")
+    confidence = serializers.DictField(
+        child=serializers.CharField(), help_text="How well what is said here is known."
+    )
+    fallbacks = serializers.ListField(
+        child=serializers.CharField(),
+        help_text="Models that stand in, in this order, while its provider is away.",
+    )
     supports_seed = serializers.BooleanField()
     supports_negative_prompt = serializers.BooleanField()
-    supports_free_size = serializers.BooleanField()
-    settings = serializers.DictField(
-        help_text="The common settings that it takes, with types and bounds."
+    supports_free_size = serializers.BooleanField(
+        help_text="Any width and height within their bounds."
     )
-    parameters = serializers.DictField(help_text="Its further parameters by their own names.")
-    aspect_ratios = serializers.ListField(child=serializers.DictField())
-    sizes = serializers.ListField(child=serializers.DictField())
+    output_formats = serializers.ListField(child=serializers.CharField())
+    max_outputs = serializers.IntegerField(help_text="Images of one submission.")
+    settings = serializers.DictField(
+        child=ParameterSerializer(), help_text="The common settings that it takes, by name."
+    )
+    parameters = serializers.DictField(
+        child=ParameterSerializer(), help_text="Its further parameters by their own names."
+    )
+    references = TakenReferencesSerializer(
+        allow_null=True, help_text="Null: it takes no reference images."
+    )
+    aspect_ratios = serializers.ListField(child=RatioSerializer())
+    sizes = serializers.ListField(
+        child=SizeSerializer(), help_text="The only sizes it makes, unless it takes free ones."
+    )
 
 
 class ModelListSerializer(serializers.Serializer):

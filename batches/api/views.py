@@ -1,7 +1,8 @@
 """The REST API of batches, generations, images and models."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,12 +29,13 @@ from rest_framework.viewsets import GenericViewSet
 
 from batches import lifecycle
 from batches.api import control
-from batches.api.errors import CONTENT_TYPE, InvalidRequest, PartOfBatch
+from batches.api.errors import CONTENT_TYPE, PartOfBatch
 from batches.api.files import base_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.negotiation import JSONAlways
 from batches.api.pagination import RecentFirst
+from batches.api.planning import Planned, planned
 from batches.api.serializers import (
     BatchSerializer,
     GenerationSerializer,
@@ -49,7 +51,13 @@ from batches.api.serializers import (
     StrictSerializer,
     TransitionProblemSerializer,
 )
-from batches.intake import Problem, plan_generations, unavailable_reason
+from batches.catalogue import Offer, offers
+from batches.intake import (
+    plan_generations,
+    sources_by_place,
+    unavailable_reason,
+    with_ids,
+)
 from batches.models import (
     Attempt,
     Batch,
@@ -58,7 +66,7 @@ from batches.models import (
     GenerationStatus,
     Image,
 )
-from generation.catalogue import Model, get_model, load_models
+from generation.images import FORMATS
 
 SETTINGS_EXAMPLE = {"model": "black-forest-labs/flux-schnell", "aspect_ratio": "16:9"}
 
@@ -114,7 +122,7 @@ class ImageFilter(CreatedFilter):
     batch = filters.UUIDFilter(field_name="generation__batch_id")
     generation = filters.UUIDFilter(field_name="generation_id")
     model = filters.CharFilter(field_name="generation__model")
-    format = filters.ChoiceFilter(choices=[(name, name) for name in ("webp", "png", "jpeg")])
+    format = filters.ChoiceFilter(choices=[(name, name) for name in sorted(FORMATS)])
 
 
 class OwnedView(GenericAPIView):
@@ -163,9 +171,23 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
 
     def get_queryset(self) -> QuerySet[Batch]:
         items = Generation.objects.with_images().order_by("index")
-        return Batch.objects.owned_by(self.owner_id).prefetch_related(
-            Prefetch("generations", queryset=items)
+        return (
+            Batch.objects.owned_by(self.owner_id)
+            .with_outlook()
+            .prefetch_related(Prefetch("generations", queryset=items))
         )
+
+    @contextmanager
+    def _planned(self, request: Request) -> Iterator[tuple[dict[str, Any], Planned]]:
+        form = NewBatchSerializer(data=request.data)
+        form.is_valid(raise_exception=True)
+        data, prompts = form.validated_data, form.asked()
+        at = "prompts.{}." if "prompts" in data else ""
+        woven = {"style": data["style"], "genre": data["genre"]}
+        plan = plan_generations(prompts, data["settings"], **woven, at=at)
+        places = sources_by_place(prompts, data["settings"], at=at)
+        with planned(self.owner_id, plan, places) as ready:
+            yield data, ready
 
     @extend_schema(
         summary="Submit a batch of prompts",
@@ -200,24 +222,16 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
             ),
         ],
     )
-    @idempotent
-    def create(self, request: Request) -> Response:
-        form = NewBatchSerializer(data=request.data)
-        form.is_valid(raise_exception=True)
-        data = form.validated_data
-        plan = plan_generations(
-            form.asked(),
-            data["settings"],
-            style=data["style"],
-            genre=data["genre"],
-            at="prompts.{}." if "prompts" in data else "",
-        )
-        batch = lifecycle.submit_batch(
-            owner_id=self.owner_id,
-            generations=accepted_plan(plan),
-            settings_asked=data["settings"],
-            **{name: data[name] for name in ("name", "style", "genre", "tags", "priority")},
-        )
+    @idempotent(_planned)
+    def create(self, request: Request, ready: tuple[dict[str, Any], Planned]) -> Response:
+        data, plan = ready
+        with plan.settled() as (generations, ids):
+            batch = lifecycle.submit_batch(
+                owner_id=self.owner_id,
+                generations=generations,
+                settings_asked=with_ids(data["settings"], ids),
+                **{name: data[name] for name in ("name", "style", "genre", "tags", "priority")},
+            )
         return self.accepted("batches", batch)
 
     @extend_schema(
@@ -247,6 +261,13 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
     def cancel(self, request: Request, pk: uuid.UUID) -> Response:
         return self._control(lifecycle.cancel_batch, "cancelled")
 
+    @contextmanager
+    def _retrying(self, request: Request, pk: uuid.UUID) -> Iterator[Callable[[], None]]:
+        batch = self._own(pk)
+        data = read_form(RetryBatchSerializer, request)
+        with control.retrying_batch(batch, data.get("ids"), data["settings"]) as retry:
+            yield retry
+
     @extend_schema(
         summary="Try failed or cancelled generations of a batch once more",
         request=RetryBatchSerializer,
@@ -262,11 +283,9 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
         ],
     )
     @action(detail=True, methods=["post"])
-    @idempotent
-    def retry(self, request: Request, pk: uuid.UUID) -> Response:
-        batch = self._own(pk)
-        data = read_form(RetryBatchSerializer, request)
-        control.retry_batch(batch, data.get("ids"), data["settings"])
+    @idempotent(_retrying)
+    def retry(self, request: Request, retry: Callable[[], None], pk: uuid.UUID) -> Response:
+        retry()
         return self.as_it_is(pk)
 
     @extend_schema(
@@ -312,6 +331,17 @@ class GenerationView(
             .annotate(provider_id=Subquery(latest.values("provider_id")[:1]))
         )
 
+    @contextmanager
+    def _planned(self, request: Request) -> Iterator[tuple[dict[str, Any], Planned]]:
+        form = NewGenerationSerializer(data=request.data)
+        form.is_valid(raise_exception=True)
+        data, prompts, flat = form.validated_data, [form.asked()], form.is_flat
+        woven = {"style": data["style"], "genre": data["genre"]}
+        plan = plan_generations(prompts, data["settings"], **woven, at="", flat=flat, splits=False)
+        places = sources_by_place(prompts, data["settings"], flat=flat)
+        with planned(self.owner_id, plan, places) as ready:
+            yield data, ready
+
     @extend_schema(
         summary="Submit a single image",
         request=NewGenerationSerializer,
@@ -338,23 +368,14 @@ class GenerationView(
             ),
         ],
     )
-    @idempotent
-    def create(self, request: Request) -> Response:
-        form = NewGenerationSerializer(data=request.data)
-        form.is_valid(raise_exception=True)
-        data = form.validated_data
-        plan = plan_generations(
-            [form.asked()],
-            data["settings"],
-            style=data["style"],
-            genre=data["genre"],
-            at="",
-            flat=form.is_flat,
-        )
-        generation = lifecycle.submit_generation(
-            owner_id=self.owner_id, generation=accepted_plan(plan)[0], priority=data["priority"]
-        )
-        return self.accepted("generations", generation)
+    @idempotent(_planned)
+    def create(self, request: Request, ready: tuple[dict[str, Any], Planned]) -> Response:
+        data, plan = ready
+        with plan.settled() as ((generation,), _):
+            row = lifecycle.submit_generation(
+                owner_id=self.owner_id, generation=generation, priority=data["priority"]
+            )
+        return self.accepted("generations", row)
 
     @extend_schema(
         summary="Hold back a generation that waits",
@@ -383,6 +404,13 @@ class GenerationView(
     def cancel(self, request: Request, pk: uuid.UUID) -> Response:
         return self._control(lifecycle.cancel_generation, "cancelled")
 
+    @contextmanager
+    def _retrying(self, request: Request, pk: uuid.UUID) -> Iterator[Callable[[], None]]:
+        generation = self._own(pk)
+        data = read_form(RetryGenerationSerializer, request)
+        with control.retrying_generation(generation, data["settings"]) as retry:
+            yield retry
+
     @extend_schema(
         summary="Try a failed or cancelled generation once more",
         request=RetryGenerationSerializer,
@@ -398,11 +426,9 @@ class GenerationView(
         ],
     )
     @action(detail=True, methods=["post"])
-    @idempotent
-    def retry(self, request: Request, pk: uuid.UUID) -> Response:
-        generation = self._own(pk)
-        data = read_form(RetryGenerationSerializer, request)
-        control.retry_generation(generation, data["settings"])
+    @idempotent(_retrying)
+    def retry(self, request: Request, retry: Callable[[], None], pk: uuid.UUID) -> Response:
+        retry()
         return self.as_it_is(pk)
 
     @extend_schema(
@@ -433,14 +459,6 @@ class GenerationView(
         return self.as_it_is(pk)
 
 
-def accepted_plan(plan: Any) -> list[lifecycle.NewGeneration]:
-    """The plan, unless it is a list of problems."""
-    if isinstance(plan[0], Problem):
-        raise InvalidRequest(plan)
-    generations: list[lifecycle.NewGeneration] = plan
-    return generations
-
-
 @extend_schema_view(
     list=extend_schema(summary="List your images, newest first"),
     retrieve=extend_schema(summary="One image"),
@@ -466,11 +484,17 @@ class ImageView(
         return Response(status=status.HTTP_204_NO_CONTENT)
 
 
-def describe(model: Model) -> dict[str, Any]:
-    description = model.describe()
-    reason = unavailable_reason(model)
+def describe(offer: Offer) -> dict[str, Any]:
+    description = offer.model.describe()
+    reason = unavailable_reason(offer.model)
     description["settings"] = description.pop("fields")
-    return {**description, "available": not reason, "unavailable_reason": reason}
+    return {
+        **description,
+        "available": not reason,
+        "unavailable_reason": reason,
+        "enabled": offer.is_enabled,
+        "notes": offer.notes,
+    }
 
 
 class ModelListView(APIView):
@@ -482,7 +506,7 @@ class ModelListView(APIView):
         responses=ModelListSerializer,
     )
     def get(self, request: Request) -> Response:
-        models = [describe(model) for model in load_models().values()]
+        models = [describe(offer) for offer in offers().values()]
         return Response({"next": None, "previous": None, "results": models})
 
 
@@ -498,7 +522,7 @@ class ModelView(APIView):
         ],
     )
     def get(self, request: Request, owner: str, name: str) -> Response:
-        model = get_model(f"{owner}/{name}")
-        if model is None:
+        offer = offers().get(f"{owner}/{name}")
+        if offer is None:
             raise Http404
-        return Response(describe(model))
+        return Response(describe(offer))

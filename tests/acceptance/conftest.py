@@ -19,6 +19,8 @@ UNSET = (
     "SECRET_KEY",
     "REPLICATE_API_TOKEN",
     "REPLICATE_BASE_URL",
+    "RUNPOD_API_KEY",
+    "COMFYUI_URL",
     "PROVIDER_OUTPUT_HOSTS",
 )
 _names = itertools.count(1)

@@ -120,4 +120,4 @@ def test_the_result_comes_by_webhook_and_not_by_looking(client, simulator):
     (charge,) = simulator.charges(client.username)
     deliveries = simulator.deliveries()
     told = [one for one in deliveries if one["prediction_id"] == charge["prediction_id"]]
-    assert [(one["event"], one["status"]) for one in told] == [("completed", 204)]
+    assert [(one["event"], one["status"]) for one in told] == [("completed", 200)]

@@ -215,7 +215,7 @@ def test_a_requeued_generation_keeps_its_history_and_frees_its_slot():
     assert (attempt.outcome, attempt.error_class, attempt.raw) == (
         "failed",
         "interrupted",
-        {"body": "a body"},
+        {"body": "a body", "fields": {}},
     )
     assert Lease.objects.count() == 0
     assert Lane.objects.get().queued == 0  # not in line while it waits

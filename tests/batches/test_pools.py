@@ -14,6 +14,13 @@ from generation.provider import ErrorClass
 from tests.factories import make_batch, make_generation, make_user
 
 pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def one_provider(settings):
+    settings.PROVIDER_POOLS = {"replicate": settings.PROVIDER_POOLS["replicate"]}
+
+
 NAME = "replicate"
 
 

@@ -351,3 +351,33 @@ def test_a_lane_that_somebody_holds_is_skipped_and_not_waited_for():
     done.set()
     holder.join()
     assert admitted_ids() == [first.generations.get().pk]
+
+
+def test_any_number_of_lanes_that_wait_for_a_full_provider_do_not_hold_up_others(settings):
+    settings.PROVIDER_POOLS = {"replicate": {"capacity": 100}, "small": {"capacity": 1}}
+    settings.MAX_PARALLEL_GLOBAL = 3
+    for _ in range(40):
+        make_generation(provider="small")
+    behind = [make_generation() for _ in range(2)]
+    admitted = {member.generation_id for member in admit().admitted}
+    assert {generation.pk for generation in behind} < admitted
+    assert len(admitted) == 3  # and one for the small one
+
+
+def test_a_long_line_for_a_full_provider_does_not_hold_up_its_owners_other_work(settings):
+    settings.PROVIDER_POOLS = {"replicate": {"capacity": 100}, "small": {"capacity": 1}}
+    owner = make_user()
+    for _ in range(20):
+        make_generation(owner, provider="small")
+    behind = make_generation(owner)
+    admitted = {member.generation_id for member in admit().admitted}
+    assert behind.pk in admitted
+    assert len(admitted) == 2
+
+
+def test_within_one_priority_the_oldest_goes_first_whatever_its_provider(settings):
+    settings.PROVIDER_POOLS = {"replicate": {"capacity": 100}, "other": {"capacity": 100}}
+    settings.MAX_PARALLEL_PER_USER = 3
+    owner = make_user()
+    made = [make_generation(owner, provider=name) for name in ("other", "replicate") * 3]
+    assert {member.generation_id for member in admit().admitted} == {one.pk for one in made[:3]}

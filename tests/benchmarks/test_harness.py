@@ -15,7 +15,6 @@ from benchmarks.instant import SIZE_PX, InstantProvider
 from benchmarks.load import Shot, fire
 from benchmarks.refill import refills
 from generation import images
-from generation.http import HttpClient
 from generation.provider import Prediction, SubmitRequest
 
 ROW = Row("name", "what was measured", 50.0, "ms")
@@ -94,7 +93,7 @@ def test_what_the_instant_provider_makes_is_an_image() -> None:
     provider, file = InstantProvider(), BytesIO()
     answer = provider.submit(SubmitRequest(model="benchmark/instant", input={}))
     assert isinstance(answer, Prediction)
-    HttpClient().download(answer.outputs[0], file, hosts=provider.output_hosts, max_bytes=100_000)
+    provider.download(answer.outputs[0], file, prediction_id=answer.id, max_bytes=100_000)
     verified = images.verify(file)
     assert isinstance(verified, images.VerifiedImage)
     assert (verified.width_px, verified.height_px) == (SIZE_PX, SIZE_PX)

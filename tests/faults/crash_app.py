@@ -202,8 +202,8 @@ def _install(**_):
     sweeper.sweep = sweep_traced
 
     _before(lifecycle, "begin_attempt", "before_attempt")
-    _before(tasks, "_submit", "before_post")
-    _after(tasks, "_submit", "after_post")
+    _before(ReplicateProvider, "submit", "before_post")
+    _after(ReplicateProvider, "submit", "after_post")
     _after(lifecycle, "record_submission", "after_record")
     _before(ReplicateProvider, "fetch", "mid_look")
     _after(lifecycle, "put_off", "after_put_off")

@@ -805,7 +805,7 @@ class Faults:
             for path in media.rglob("*")
             if path.is_file() and path.relative_to(media).parts[0] != "health"
         }
-        rows = self.stack.rows("SELECT file, thumbnail FROM batches_image")
+        rows = self.stack.rows("SELECT file, thumbnail, preview FROM batches_image")
         needed = {name for row in rows for name in row.values()}
         return [f"orphan: {name}" for name in stored - needed] + [
             f"missing: {name}" for name in needed - stored

@@ -30,7 +30,7 @@ from django.db.models import Q
 from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 
-from batches import invariants, lifecycle, models, pools, wake
+from batches import estimates, invariants, lifecycle, models, pools, wake
 from batches.models import (
     GENERATION_OPEN,
     Alert,
@@ -48,12 +48,12 @@ from batches.models import (
     Member,
     Pool,
 )
-from generation.http import Downloaded, HttpClient, OutputHosts
-from generation.provider import ErrorClass, Failure, Prediction, SubmitRequest
+from generation.http import HttpClient
+from generation.provider import Downloaded, ErrorClass, Failure, Prediction, SubmitRequest
 from generation.providers.replicate import ReplicateProvider
 from simulator.webhooks import make_secret, secret_key, sign
 from tests.faults.crashing import When, crash_at, effect, elsewhere, files_are_effects
-from worker import canvas, heartbeat, hooks, looks, sweeper, tasks
+from worker import canvas, heartbeat, hooks, sweeper, tasks
 from worker.providers import FACTORIES, get_provider
 
 PROVIDER = "scripted"
@@ -144,7 +144,8 @@ class ScriptedProvider:
     """Keeps its word: what it accepts is charged once, found, stopped and reported."""
 
     name = PROVIDER
-    output_hosts = OutputHosts(extra=("outputs.test",))
+    sends_webhooks = True
+    signs_webhooks = True
 
     def __init__(self) -> None:
         self.works: dict[str, Work] = {}
@@ -152,6 +153,7 @@ class ScriptedProvider:
         self.submissions: deque[Submission] = deque()
         self.looks: deque[ErrorClass] = deque()
         self.finds: deque[ErrorClass] = deque()
+        self.downloads: deque[ErrorClass] = deque()
         self.stops_at_once = False
         self.calls = 0
         # Submissions of processes that were held up just before they sent them.
@@ -181,8 +183,26 @@ class ScriptedProvider:
         self.calls += 1
         return effect("find", lambda: self._find(request, since, until))
 
+    def download(self, output: str, sink: BinaryIO, **options: Any) -> Downloaded | Failure:
+        """Gives the pictures, after the failures in `downloads`."""
+        assert output.startswith(OUTPUT_URL)
+        if self.downloads:
+            failed = self.downloads.popleft()
+            if failed != ErrorClass.BAD_OUTPUT:
+                return Failure(failed, "cannot fetch")
+            sink.write(b"<html>no picture</html>")
+        else:
+            sink.write(picture(output.rpartition("/")[2].removesuffix(".png")))
+        return Downloaded(sink.tell(), "", "image/png")
+
     def read(self, body: object) -> Prediction | None:
         return self._replicate.read(body)
+
+    def check(self) -> None:
+        return None
+
+    def live_schema(self, model: str, *, version: str | None = None) -> None:
+        return None
 
     def verify_webhook(self, headers: Any, body: bytes, *, now_s: float) -> Any:
         return self._replicate.verify_webhook(headers, body, now_s=now_s)
@@ -267,24 +287,6 @@ def picture(name: str) -> bytes:
     return stored.getvalue()
 
 
-class ScriptedHttp:
-    """Gives the pictures of the provider, after the failures in `failures`."""
-
-    def __init__(self) -> None:
-        self.failures: deque[ErrorClass] = deque()
-
-    def download(self, url: str, sink: BinaryIO, **options: Any) -> Downloaded | Failure:
-        assert url.startswith(OUTPUT_URL)
-        if self.failures:
-            failed = self.failures.popleft()
-            if failed != ErrorClass.BAD_OUTPUT:
-                return Failure(failed, "cannot fetch")
-            sink.write(b"<html>no picture</html>")
-        else:
-            sink.write(picture(url.rpartition("/")[2].removesuffix(".png")))
-        return Downloaded(sink.tell(), "", "image/png")
-
-
 # --- The broker ---------------------------------------------------------------------------------
 
 
@@ -334,7 +336,6 @@ class Stuck(AssertionError):
 @dataclass
 class World:
     provider: ScriptedProvider = field(default_factory=ScriptedProvider)
-    http: ScriptedHttp = field(default_factory=ScriptedHttp)
     messages: list[Message] = field(default_factory=list)
     redis: _Redis = field(default_factory=_Redis)
     errors: _Errors = field(default_factory=_Errors)
@@ -344,6 +345,8 @@ class World:
     at_hand: threading.local = field(default_factory=threading.local)
     delivered: int = 0
     passed_s: float = 0.0
+    # Predictions of attempts that have gone with what their owner deleted.
+    deleted_ids: set[str] = field(default_factory=set)
 
     # --- Sending ---
 
@@ -504,6 +507,7 @@ class World:
                     return
                 self.advance(61)
                 tasks.sweep.run()
+                tasks.clean_files.run()
             self.advance(7)
             if not any(message.task == wake.DISPATCH for message in self.messages):
                 tasks.dispatch.run()
@@ -573,11 +577,13 @@ class World:
         """Every charge is some attempt's, or some attempt tells that nobody knows.
 
         Attempts that went with what their owner deleted are out of the count, and submissions
-        that were sent when they had been given up.
+        that were sent when they had been given up. A prediction that such an attempt had found is
+        accounted for, also if it was the one of another that cannot be told from it.
         """
         rows = Attempt.objects.values_list("callback_token", "provider_id", "outcome")
         tokens = {token for token, _, _ in rows}
         known = {prediction_id for _, prediction_id, _ in rows if prediction_id}
+        known |= self.deleted_ids
         assert known <= set(self.provider.works), "attempts of predictions that do not exist"
         lost = [
             work.id
@@ -643,7 +649,7 @@ def worlds() -> Iterator[Callable[[], World]]:
         current = World(errors=errors)
         current.provider.on_report = current.report
         current.provider.now, current.provider.ahead = current.now, current.ahead
-        looks._usual.clear()
+        estimates._known.clear()
         get_provider.cache_clear()
         sweeper._lanes_after = sweeper._batches_after = None
         remove_files()
@@ -651,6 +657,14 @@ def worlds() -> Iterator[Callable[[], World]]:
 
     def retrying(name: str) -> Callable[..., Retry]:
         return lambda **options: current.retry(name)(**options)
+
+    def noting(remove: Callable[..., int], **deleted: Any) -> Callable[..., int]:
+        def noted(*args: Any) -> int:
+            known = Attempt.objects.filter(provider_id__isnull=False, **deleted)
+            current.deleted_ids |= set(known.values_list("provider_id", flat=True))
+            return remove(*args)
+
+        return noted
 
     class App:
         send_task = staticmethod(lambda *args, **options: current.send_task(*args, **options))
@@ -663,11 +677,16 @@ def worlds() -> Iterator[Callable[[], World]]:
         patch.setattr(canvas, "publish", lambda member: current.publish(member))
         patch.setattr(wake, "current_app", App)
         patch.setattr(wake, "_redis", lambda: current.redis)
-        patch.setattr(tasks, "http_client", lambda: current.http)
         patch.setattr(tasks.generate, "retry", retrying("work.generate"))
         patch.setattr(tasks.download, "retry", retrying("work.download"))
         # A process that has died sends no signs of life.
         patch.setattr(heartbeat, "_start", lambda: None)
+        for name, deleted in (
+            ("_remove_deleted_batches", "generation__batch__deleted_at__isnull"),
+            ("_remove_deleted_generations", "generation__deleted_at__isnull"),
+        ):
+            remove = noting(getattr(lifecycle, name), **{deleted: False})
+            patch.setattr(lifecycle, name, remove)
         patch.setattr(sweeper, "RECONCILE_EVERY_S", 0.0)
         patch.setattr(models, "time", Clock)
         patch.setattr(tasks, "time", Clock)

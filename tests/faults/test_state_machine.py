@@ -394,7 +394,7 @@ class Picture(RuleBasedStateMachine):
     @rule(plan=failures)
     def plan_failure(self, plan: tuple[str, list[ErrorClass]]) -> None:
         provider, (call, errors) = self.world.provider, plan
-        calls = {"look": provider.looks, "find": provider.finds, "fetch": self.world.http.failures}
+        calls = {"look": provider.looks, "find": provider.finds, "fetch": provider.downloads}
         if call == "stop":
             provider.stops_at_once = not provider.stops_at_once
         elif not calls[call]:
@@ -420,7 +420,7 @@ class Picture(RuleBasedStateMachine):
             event = "start"
 
         def send() -> None:
-            assert self.world.report(work, event).status_code in (204, 404)
+            assert self.world.report(work, event).status_code in (200, 404)
 
         self.take(death, send)
 
@@ -595,7 +595,7 @@ class Picture(RuleBasedStateMachine):
         world.provider.submissions.clear()
         world.provider.looks.clear()
         world.provider.finds.clear()
-        world.http.failures.clear()
+        world.provider.downloads.clear()
         with self.noticing():
             world.settle()
             world.check_at_rest()

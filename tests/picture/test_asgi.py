@@ -1,6 +1,7 @@
 """What happens to a request before Django's threads see it."""
 
 import asyncio
+import json
 import signal
 
 import pytest
@@ -14,9 +15,11 @@ def handed_on(monkeypatch):
     requests = []
 
     async def django(scope, receive, send):
-        message = await receive()
-        assert not message["more_body"]
-        requests.append((scope, message["body"]))
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        requests.append((scope, body))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -24,10 +27,29 @@ def handed_on(monkeypatch):
     return requests
 
 
-def call(messages, headers=(), query=b""):
+REQUEST = {
+    "type": "http",
+    "http_version": "1.1",
+    "method": "GET",
+    "path": "/",
+    "headers": [],
+    "query_string": b"",
+}
+
+
+def call(messages, headers=(), query=b"", **scope):
     """The statuses answered to a request that arrives in these messages, then in no more."""
-    statuses = []
-    messages = list(messages)
+    return [status for status, _, _ in answers_to(messages, headers, query, **scope)]
+
+
+def answers_to(messages, headers=(), query=b"", **scope):
+    """As `call`, with the headers and bodies of the answers."""
+    scope = {**REQUEST, "headers": list(headers), "query_string": query, **scope}
+    return asyncio.run(one_request(scope, list(messages)))
+
+
+async def one_request(scope, messages):
+    answers = []
 
     async def receive():
         if not messages:
@@ -36,11 +58,12 @@ def call(messages, headers=(), query=b""):
 
     async def send(message):
         if message["type"] == "http.response.start":
-            statuses.append(message["status"])
+            answers.append((message["status"], dict(message["headers"]), bytearray()))
+        else:
+            answers[-1][2].extend(message.get("body", b""))
 
-    scope = {"type": "http", "headers": list(headers), "query_string": query}
-    asyncio.run(asgi.application(scope, receive, send))
-    return statuses
+    await asgi.application(scope, receive, send)
+    return answers
 
 
 def chunk(body, more=True):
@@ -60,6 +83,211 @@ def test_a_body_that_is_too_large_is_read_no_further_than_that_shows(handed_on, 
     assert call([chunk(b"x" * 8), chunk(b"y" * 8)]) == [200]
     ((_, body),) = handed_on
     assert len(body) == 11
+
+
+UPLOAD = {"method": "POST", "path": "/api/v1/references/"}
+ANONYMOUS = [(b"content-type", b"multipart/form-data; boundary=x")]
+FORM = [*ANONYMOUS, (b"authorization", b"Bearer pic_x")]
+
+
+@pytest.fixture
+def small(settings, monkeypatch):
+    """Bodies of 10 bytes, files of 1,000 in forms of 100 more."""
+    settings.MAX_BODY_BYTES, settings.MAX_REFERENCE_BYTES = 10, 1_000
+    monkeypatch.setattr(asgi, "FORM_BYTES", 100)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_file_may_be_larger_than_other_bodies(handed_on, monkeypatch):
+    monkeypatch.setattr(asgi, "PIECE_BYTES", 300)
+    sent = bytes(range(256)) * 4
+    assert call([chunk(sent[:900]), chunk(sent[900:], more=False)], FORM, **UPLOAD) == [200]
+    ((scope, body),) = handed_on
+    assert body == sent
+    assert (b"content-length", b"1024") in scope["headers"]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("headers", "scope"),
+    [
+        ([(b"content-type", b"application/json")], UPLOAD),
+        (FORM, {**UPLOAD, "method": "PUT"}),
+        (FORM, {**UPLOAD, "path": "/api/v1/batches/"}),
+        ([], UPLOAD),
+    ],
+)
+def test_nothing_else_may(headers, scope, handed_on):
+    assert call([chunk(b"x" * 50)], headers, **scope) == [200]
+    assert len(handed_on[0][1]) == 11
+
+
+@pytest.mark.usefixtures("small")
+def test_a_file_that_is_too_large_is_taken_to_its_end_and_kept_no_further_than_shows(handed_on):
+    pieces = [chunk(b"x" * 700) for _ in range(5)]
+    assert call([*pieces, chunk(b"", more=False)], FORM, **UPLOAD) == [200]
+    assert len(handed_on[0][1]) == 1_101
+
+
+@pytest.mark.usefixtures("small")
+def test_a_file_without_end_is_not_taken_any_further(handed_on, monkeypatch):
+    monkeypatch.setattr(asgi, "DRAIN_BYTES", 3_000)
+    assert call([chunk(b"x" * 700) for _ in range(5)], FORM, **UPLOAD) == [200]
+    assert len(handed_on[0][1]) == 1_101
+
+
+@pytest.mark.usefixtures("small")
+def test_a_file_is_not_held_in_memory(handed_on, monkeypatch):
+    spools = []
+    make = asgi.tempfile.SpooledTemporaryFile
+
+    def watched(**options):
+        spools.append(make(**options))
+        return spools[-1]
+
+    monkeypatch.setattr(asgi.tempfile, "SpooledTemporaryFile", watched)
+    on_disk = []
+
+    async def django(scope, receive, send):
+        on_disk.append(spools[-1]._rolled)
+
+    monkeypatch.setattr(asgi, "_django", django)
+    call([chunk(b"x" * 900, more=False)], FORM, **UPLOAD)
+    call([chunk(b"x" * 900, more=False)])
+    assert on_disk == [True, False]
+    assert all(spool.closed for spool in spools)
+
+
+def test_a_client_that_never_ends_its_file_takes_no_thread(handed_on, monkeypatch):
+    monkeypatch.setattr(asgi, "UPLOAD_TIMEOUT_S", 0.05)
+    assert call([chunk(b"ab")], FORM, **UPLOAD) == [408]
+    assert handed_on == []
+
+
+def test_a_file_that_is_known_to_be_too_large_is_answered_when_its_time_is_up(
+    handed_on, monkeypatch, settings
+):
+    settings.MAX_REFERENCE_BYTES = 1_000
+    monkeypatch.setattr(asgi, "UPLOAD_TIMEOUT_S", 0.05)
+    assert call([chunk(b"x" * 100_000)], FORM, **UPLOAD) == [200]
+    assert len(handed_on[0][1]) == 1_000 + asgi.FORM_BYTES + 1
+
+
+@pytest.mark.usefixtures("small")
+def test_of_a_file_from_nobody_nothing_is_kept(handed_on, monkeypatch):
+    written = []
+    make = asgi.tempfile.SpooledTemporaryFile
+
+    def watched(**options):
+        spool = make(**options)
+        write = spool.write
+        spool.write = lambda piece: (written.append(len(piece)), write(piece))
+        return spool
+
+    monkeypatch.setattr(asgi.tempfile, "SpooledTemporaryFile", watched)
+    messages = [chunk(b"x" * 700), chunk(b"x" * 700, more=False)]
+    assert call(messages, ANONYMOUS, **UPLOAD) == [200]
+    ((scope, body),) = handed_on
+    assert (sum(written), body) == (0, b"")
+    assert not any(name == b"content-length" for name, _ in scope["headers"])
+
+
+def test_a_file_from_nobody_is_refused_as_everything_else_is():
+    refused = answers_to([chunk(b"x" * 700, more=False)], ANONYMOUS, **UPLOAD)
+    as_json = answers_to([chunk(b"{}", more=False)], [(b"content-type", b"text/json")], **UPLOAD)
+    ((status, headers, body),) = refused
+    ((_, other_headers, other),) = as_json
+    assert status == 401
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"www-authenticate"] == other_headers[b"www-authenticate"]
+    told = json.loads(body)
+    assert (told["code"], told["errors"]) == ("not_authenticated", [])
+    assert {**told, "request_id": ""} == {**json.loads(other), "request_id": ""}
+
+
+def test_a_file_from_nobody_that_never_ends_is_refused_when_its_time_is_up(monkeypatch):
+    monkeypatch.setattr(asgi, "BODY_TIMEOUT_S", 0.05)
+    assert call([chunk(b"ab")], ANONYMOUS, **UPLOAD) == [401]
+
+
+def test_so_many_files_are_read_at_a_time_and_others_told_to_come_again(handed_on):
+    async def run():
+        hang = [asyncio.Event() for _ in range(asgi.UPLOADS_AT_A_TIME)]
+        started, statuses = [], []
+
+        async def upload(event):
+            async def receive():
+                if event not in started:
+                    started.append(event)
+                    return chunk(b"ab")
+                await event.wait()
+                return chunk(b"cd", more=False)
+
+            async def send(message):
+                statuses.append(message.get("status"))
+
+            await asgi.application({**REQUEST, **UPLOAD, "headers": FORM}, receive, send)
+
+        async with asyncio.timeout(30):
+            tasks = [asyncio.create_task(upload(event)) for event in hang]
+            while len(started) < len(hang):
+                await asyncio.sleep(0)
+            scope = {**REQUEST, **UPLOAD, "headers": FORM}
+            refused = await one_request(scope, [chunk(b"ab"), chunk(b"cd", more=False)])
+            other = await one_request(REQUEST, [chunk(b"", more=False)])
+            hang[0].set()
+            await tasks[0]
+            taken = await one_request(scope, [chunk(b"ab", more=False)])
+            for event in hang:
+                event.set()
+            await asyncio.gather(*tasks)
+        return refused, other, taken, statuses
+
+    refused, other, taken, statuses = asyncio.run(run())
+    ((status, headers, body),) = refused
+    assert status == 503
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"retry-after"] == b"2"
+    told = json.loads(body)
+    assert (told["status"], told["code"], told["errors"]) == (503, "busy", [])
+    assert told["request_id"].encode() == headers[b"x-request-id"]
+    assert [answer[0][0] for answer in (other, taken)] == [200, 200]
+    assert statuses.count(200) == asgi.UPLOADS_AT_A_TIME == 16
+    assert [body for _, body in handed_on].count(b"abcd") == 16
+
+
+def test_files_that_are_given_up_leave_room_for_others(handed_on, monkeypatch):
+    monkeypatch.setattr(asgi, "_uploads", asyncio.Semaphore(1))
+    monkeypatch.setattr(asgi, "UPLOAD_TIMEOUT_S", 0.05)
+    assert call([chunk(b"ab")], FORM, **UPLOAD) == [408]
+    assert call([chunk(b"ab"), {"type": "http.disconnect"}], FORM, **UPLOAD) == []
+    assert call([chunk(b"ab", more=False)], FORM, **UPLOAD) == [200]
+
+
+HOOK = {"method": "POST", "path": "/hooks/runpod/f8a1d1f0-0000-4000-8000-000000000000/"}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_webhook_that_is_too_large_is_taken_to_its_end_and_kept_no_further_than_shows(handed_on):
+    messages = [*[chunk(b"x" * 700) for _ in range(5)], chunk(b"", more=False)]
+    given = list(messages)
+
+    async def receive():
+        return given.pop(0)
+
+    async def send(message):
+        pass
+
+    asyncio.run(asgi.application({**REQUEST, **HOOK}, receive, send))
+    assert given == []
+    assert len(handed_on[0][1]) == 11
+
+
+@pytest.mark.usefixtures("small")
+def test_a_webhook_without_end_is_not_taken_any_further(handed_on, monkeypatch):
+    monkeypatch.setattr(asgi, "HOOK_DRAIN_BYTES", 3_000)
+    assert call([chunk(b"x" * 700) for _ in range(5)], **HOOK) == [200]
+    assert len(handed_on[0][1]) == 11
 
 
 def test_a_client_that_never_ends_takes_no_thread(handed_on, monkeypatch):
@@ -92,8 +320,7 @@ def test_a_client_that_does_not_take_its_answer_gives_the_thread_back(handed_on,
     async def receive():
         return chunk(b"", more=False)
 
-    scope = {"type": "http", "headers": [], "query_string": b""}
-    asyncio.run(asyncio.wait_for(asgi.application(scope, receive, stuck), timeout=5))
+    asyncio.run(asyncio.wait_for(asgi.application(REQUEST, receive, stuck), timeout=5))
     assert len(handed_on) == 1
 
 
@@ -109,8 +336,7 @@ def test_an_answer_in_drips_ends_at_its_deadline(handed_on, monkeypatch):
     async def receive():
         return chunk(b"", more=False)
 
-    scope = {"type": "http", "headers": [], "query_string": b""}
-    asyncio.run(asyncio.wait_for(asgi.application(scope, receive, drip), timeout=5))
+    asyncio.run(asyncio.wait_for(asgi.application(REQUEST, receive, drip), timeout=5))
     assert len(taken) == 1
 
 

@@ -86,6 +86,10 @@ def test_the_environment_brings_what_is_not_given(tmp_path: Path) -> None:
     assert len(env["SECRET_KEY"]) >= 50
     assert env["REPLICATE_BASE_URL"] == "http://127.0.0.1:9000"
     assert env["REPLICATE_API_TOKEN"] == "r8_simulated"
+    assert env["RUNPOD_BASE_URL"] == "http://127.0.0.1:9000/v2"
+    assert env["RUNPOD_API_KEY"] == "rpa_simulated"
+    assert env["RUNPOD_ENDPOINT_ID"] == "simulated"
+    assert env["COMFYUI_URL"] == "http://127.0.0.1:9000/comfyui"
     assert env["PROVIDER_OUTPUT_HOSTS"] == "127.0.0.1"
     assert env["PUBLIC_URL"] == "http://127.0.0.1:8000"
 

@@ -90,4 +90,5 @@ def test_every_task_has_a_queue_that_a_worker_serves():
         "work.download": "download",
         "work.finalise_batch": "control",
         "work.sweep": "control",
+        "work.clean_files": "control",
     }

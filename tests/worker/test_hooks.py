@@ -119,7 +119,7 @@ def state_of(attempt):
 def test_the_end_of_a_prediction_is_kept_and_its_generation_is_looked_at_now(published):
     attempt = submitted()
     answer = deliver(attempt)
-    assert (answer.status_code, answer.content) == (204, b"")
+    assert (answer.status_code, answer.content) == (200, b"")
     attempt.refresh_from_db()
     assert attempt.report["output"] == ["https://replicate.delivery/0.webp"]
     assert attempt.outcome == AttemptOutcome.OPEN  # the worker ends it
@@ -153,7 +153,7 @@ def test_a_member_of_a_batch_is_published_with_its_place_in_the_chord(published)
 @pytest.mark.parametrize("status", ["failed", "canceled", "aborted"])
 def test_every_way_to_end_is_an_end(published, status):
     attempt = submitted()
-    assert deliver(attempt, body_of(status=status, output=None)).status_code == 204
+    assert deliver(attempt, body_of(status=status, output=None)).status_code == 200
     assert len(published) == 1
 
 
@@ -172,7 +172,7 @@ def test_what_the_report_says_is_done_without_asking_the_provider(published):
 
 def test_a_report_that_overtakes_the_answer_to_the_submission_brings_the_id(published):
     attempt = submitted(None)
-    assert deliver(attempt).status_code == 204
+    assert deliver(attempt).status_code == 200
     attempt.refresh_from_db()
     assert attempt.provider_id == "p1"
     assert attempt.submitted_at is not None
@@ -185,7 +185,7 @@ def test_a_report_that_overtakes_the_answer_to_the_submission_brings_the_id(publ
 
 def test_a_sign_of_life_before_the_answer_brings_the_id_and_wakes_nobody(published):
     attempt = submitted(None)
-    assert deliver(attempt, body_of(status="processing", output=None)).status_code == 204
+    assert deliver(attempt, body_of(status="processing", output=None)).status_code == 200
     attempt.refresh_from_db()
     assert (attempt.provider_id, attempt.report) == ("p1", None)
     assert published == []
@@ -196,7 +196,7 @@ def test_a_report_on_a_submission_given_up_as_unanswered_is_followed(published):
     lifecycle.record_lost_answer(
         attempt=attempt, failure=Failure(ErrorClass.TIMEOUT_UNKNOWN, "no answer")
     )
-    assert deliver(attempt).status_code == 204
+    assert deliver(attempt).status_code == 200
     assert len(published) == 1
     attempt.refresh_from_db()
     assert attempt.provider_id == "p1"
@@ -209,10 +209,10 @@ def test_the_same_delivery_any_number_of_times_has_one_effect(published):
     attempt = submitted()
     body = body_of()
     headers = signed(body)
-    assert deliver(attempt, body, headers=headers).status_code == 204
+    assert deliver(attempt, body, headers=headers).status_code == 200
     before = state_of(attempt)
     for _ in range(5):
-        assert deliver(attempt, body, headers=headers).status_code == 204
+        assert deliver(attempt, body, headers=headers).status_code == 200
     assert state_of(attempt) == before
     assert len(published) == 1
 
@@ -221,7 +221,7 @@ def test_a_second_report_of_the_same_end_under_another_id_has_no_effect(publishe
     attempt = submitted()
     deliver(attempt)
     later = body_of(output=["https://replicate.delivery/other.webp"])
-    assert deliver(attempt, later, webhook_id="msg_2").status_code == 204
+    assert deliver(attempt, later, webhook_id="msg_2").status_code == 200
     attempt.refresh_from_db()
     assert attempt.report["output"] == ["https://replicate.delivery/0.webp"]
     assert len(published) == 1
@@ -230,7 +230,7 @@ def test_a_second_report_of_the_same_end_under_another_id_has_no_effect(publishe
 def test_an_id_that_was_used_before_has_no_effect_even_with_another_body(published):
     attempt = submitted()
     deliver(attempt, body_of(status="processing", output=None))
-    assert deliver(attempt, body_of()).status_code == 204
+    assert deliver(attempt, body_of()).status_code == 200
     attempt.refresh_from_db()
     assert attempt.report is None
     assert published == []
@@ -242,7 +242,7 @@ def test_what_was_earlier_and_comes_later_changes_nothing(published):
     before = state_of(attempt)[:2]
     for number, status in enumerate(("starting", "processing")):
         body = body_of(status=status, output=None)
-        assert deliver(attempt, body, webhook_id=f"msg_early_{number}").status_code == 204
+        assert deliver(attempt, body, webhook_id=f"msg_early_{number}").status_code == 200
     assert state_of(attempt)[:2] == before
     assert len(published) == 1
 
@@ -272,7 +272,7 @@ def test_a_report_on_what_has_moved_on_is_taken_and_changes_nothing(published, h
     attempt = submitted()
     ended(attempt, how=how)
     before = state_of(attempt)[:2]
-    assert deliver(attempt).status_code == 204
+    assert deliver(attempt).status_code == 200
     assert state_of(attempt)[:2] == before
     assert published == []
 
@@ -284,7 +284,7 @@ def test_a_report_on_an_earlier_attempt_does_not_touch_the_present_one(published
     (member,) = admit().admitted
     second = lifecycle.begin_attempt(generation=Generation.objects.get(pk=member.generation_id))
     before = state_of(second)[:2]
-    assert deliver(first).status_code == 204
+    assert deliver(first).status_code == 200
     assert state_of(second)[:2] == before
     assert published == []
 
@@ -293,7 +293,7 @@ def test_a_report_on_what_is_being_cancelled_wakes_the_worker_that_ends_it(publi
     attempt = submitted()
     generation = Generation.objects.get()
     assert lifecycle.cancel_generation(generation=generation)
-    assert deliver(attempt, body_of(status="canceled", output=None)).status_code == 204
+    assert deliver(attempt, body_of(status="canceled", output=None)).status_code == 200
     (member,) = published
     outcome = tasks.generate.run(str(generation.pk), str(member.lease_id), member.turn)
     assert outcome == "cancelled"
@@ -328,7 +328,7 @@ def test_copies_that_come_at_once_have_one_effect(published):
         thread.start()
     for thread in threads:
         thread.join()
-    assert statuses == [204] * 6
+    assert statuses == [200] * 6
     assert len(published) == 1
     assert WebhookReceipt.objects.count() == 1
 
@@ -341,7 +341,7 @@ def refused(attempt, answer, status, code):
     assert (answer.status_code, answer.json()) == (status, {"code": code})
     assert state_of(attempt)[2] == 0
     assert state_of(attempt)[0][2] is None
-    assert deliver(attempt).status_code == 204
+    assert deliver(attempt).status_code == 200
     attempt.refresh_from_db()
     assert attempt.report is not None
 
@@ -380,7 +380,7 @@ def test_what_was_signed_long_ago_or_long_hence_is_refused(published, age_s):
 @pytest.mark.parametrize("age_s", [-240, 240])
 def test_clocks_may_differ_by_minutes(published, age_s):
     attempt = submitted()
-    assert deliver(attempt, time_s=int(time.time()) - age_s).status_code == 204
+    assert deliver(attempt, time_s=int(time.time()) - age_s).status_code == 200
     assert len(published) == 1
 
 
@@ -392,7 +392,7 @@ def test_the_clock_of_this_machine_does_not_matter(published, monkeypatch, wrong
     headers = signed(body)
     with monkeypatch.context() as clock:
         clock.setattr(time, "time", lambda: now() + wrong_s)
-        assert deliver(attempt, body, headers=headers).status_code == 204
+        assert deliver(attempt, body, headers=headers).status_code == 200
     assert len(published) == 1
 
 
@@ -454,7 +454,7 @@ def test_a_report_is_for_the_attempt_that_has_found_its_prediction(published, ow
     finder = submitted("p1")
     named = submitted(own_id)
     before = state_of(named)[:2]
-    assert deliver(named, body_of("p1")).status_code == 204
+    assert deliver(named, body_of("p1")).status_code == 200
     assert state_of(named)[:2] == before
     finder.refresh_from_db()
     assert finder.report["id"] == "p1"
@@ -485,7 +485,7 @@ def test_a_prediction_that_is_found_by_another_meanwhile_is_not_given_twice(publ
     assert state_of(named)[0][:3] == (None, None, None)
     assert published == []
     # The provider sends it again.
-    assert deliver(named).status_code == 204
+    assert deliver(named).status_code == 200
     assert [member.generation_id for member in published] == [finder.generation_id]
 
 
@@ -515,7 +515,7 @@ def test_text_that_cannot_be_stored_does_not_keep_a_report_out(published):
     attempt = submitted()
     body = body_of(logs="").replace(b'"logs": ""', rb'"logs": "a\u0000b \ud83d"')
     assert rb"\u0000" in body
-    assert deliver(attempt, body).status_code == 204
+    assert deliver(attempt, body).status_code == 200
     attempt.refresh_from_db()
     assert attempt.report["logs"] == "ab ?"
 
@@ -537,7 +537,7 @@ def test_a_body_of_more_than_the_limit_is_refused_before_it_is_looked_at(publish
     assert answer.status_code in (400, 413)
     assert state_of(attempt)[2] == 0
     assert published == []
-    assert deliver(attempt).status_code == 204
+    assert deliver(attempt).status_code == 200
 
 
 def test_a_webhook_that_cannot_be_checked_is_to_be_sent_again(published, settings):
@@ -559,7 +559,7 @@ def test_neither_session_nor_csrf_token_nor_login_is_asked_for(published):
     client = Client(enforce_csrf_checks=True)
     with CaptureQueriesContext(connection) as queries:
         answer = deliver(attempt, client=client)
-    assert answer.status_code == 204
+    assert answer.status_code == 200
     assert (dict(answer.cookies), dict(client.cookies)) == ({}, {})
     assert not [query for query in queries if "session" in query["sql"] or "auth" in query["sql"]]
 
@@ -567,7 +567,7 @@ def test_neither_session_nor_csrf_token_nor_login_is_asked_for(published):
 def queries_of(send):
     """The statements of a delivery, without those that only mark a place to go back to."""
     with CaptureQueriesContext(connection) as queries:
-        assert send().status_code == 204
+        assert send().status_code == 200
     return [query["sql"] for query in queries if "SAVEPOINT" not in query["sql"]]
 
 
@@ -602,7 +602,7 @@ def test_a_database_that_goes_away_leaves_nothing_half_done(published, statement
         assert deliver(attempt, client=client).status_code >= 500
     assert state_of(attempt) == before
     assert published == []
-    assert deliver(attempt).status_code == 204
+    assert deliver(attempt).status_code == 200
     assert len(published) == 1
 
 
@@ -617,7 +617,7 @@ def test_a_broker_that_is_away_does_not_keep_a_report_out(monkeypatch, error):
 
     with monkeypatch.context() as broker:
         broker.setattr(canvas, "publish", away)
-        assert deliver(attempt).status_code == 204
+        assert deliver(attempt).status_code == 200
     attempt.refresh_from_db()
     assert attempt.report is not None
 
@@ -666,7 +666,7 @@ def test_the_message_is_in_the_queue_when_the_provider_is_answered(monkeypatch):
     redis = Redis.from_url(django_settings.REDIS_URL)
     redis.delete("generate")
     attempt = submitted()
-    assert deliver(attempt).status_code == 204
+    assert deliver(attempt).status_code == 200
     (message,) = redis.lrange("generate", 0, -1)
     redis.delete("generate")
     redis.close()
@@ -676,3 +676,79 @@ def test_the_message_is_in_the_queue_when_the_provider_is_answered(monkeypatch):
     assert envelope["headers"]["task"] == "work.generate"
     assert args == [str(attempt.generation_id), str(lease.pk), lease.turn]
     assert Batch.objects.count() == 0
+
+
+# --- A provider that does not sign --------------------------------------------------------------
+
+
+def runpod_attempt(settings, provider_id=None):
+    settings.RUNPOD_API_KEY, settings.RUNPOD_ENDPOINT_ID = "rpa_x", "endpoint"
+    settings.PROVIDER_POOLS = {"runpod": {"capacity": 9}}
+    get_provider.cache_clear()
+    generation = make_generation(provider="runpod", model="runpod/sdxl")
+    admit()
+    generation.refresh_from_db()
+    attempt = lifecycle.begin_attempt(generation=generation)
+    if provider_id:
+        prediction = Prediction(provider_id, PredictionStatus.STARTING)
+        lifecycle.record_submission(attempt=attempt, prediction=prediction)
+    return attempt
+
+
+def tell(attempt, body, token=None):
+    return Client().post(
+        f"/hooks/runpod/{token or attempt.callback_token}/", body, content_type="application/json"
+    )
+
+
+def test_an_unsigned_report_wakes_the_chain_and_is_not_believed(published, settings):
+    attempt = runpod_attempt(settings, "endpoint/job-1")
+    body = json.dumps({"id": "job-1", "status": "COMPLETED", "output": {"images": []}})
+    assert tell(attempt, body).status_code == 200
+    (member,) = published
+    assert member.generation_id == attempt.generation_id
+    attempt.refresh_from_db()
+    assert (attempt.outcome, attempt.outputs) == (AttemptOutcome.OPEN, [])
+    assert attempt.report == {"id": "job-1"}
+    assert tell(attempt, body).status_code == 200
+    assert len(published) == 1
+
+
+def test_an_unsigned_report_that_is_too_large_to_read_still_wakes_the_chain(published, settings):
+    attempt = runpod_attempt(settings, "endpoint/job-1")
+    body = json.dumps({"delayTime": 5, "id": "job-1", "output": {"images": "A" * 2_000_000}})
+    assert tell(attempt, body).status_code == 200
+    assert len(published) == 1
+    attempt.refresh_from_db()
+    assert attempt.report == {"id": "job-1"}
+
+
+def test_one_whose_id_stands_behind_its_pictures_wakes_the_chain_as_well(published, settings):
+    attempt = runpod_attempt(settings, "endpoint/job-1")
+    body = json.dumps({"output": {"id": "no", "images": "A" * 2_000_000}, "id": "job-1"})
+    assert tell(attempt, body).status_code == 200
+    assert len(published) == 1
+    attempt.refresh_from_db()
+    assert attempt.report is None
+
+
+@pytest.mark.parametrize("provider", ["runpod", "comfyui"])
+def test_a_provider_without_credentials_receives_nothing(published, settings, provider):
+    settings.RUNPOD_API_KEY = settings.COMFYUI_URL = ""
+    get_provider.cache_clear()
+    answer = Client().post(f"/hooks/{provider}/{uuid.uuid4()}/", "{}", content_type="text/plain")
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("body", ["", "[]", "{}", '{"id": "../x", "status": "COMPLETED"}'])
+def test_what_is_no_job_is_refused(published, settings, body):
+    attempt = runpod_attempt(settings)
+    assert tell(attempt, body).status_code == 422
+    assert published == []
+
+
+def test_an_unsigned_report_for_nobody_is_not_found(published, settings):
+    attempt = runpod_attempt(settings)
+    body = json.dumps({"id": "job-1", "status": "COMPLETED"})
+    assert tell(attempt, body, token=uuid.uuid4()).status_code == 404
+    assert published == []

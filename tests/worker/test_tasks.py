@@ -1,6 +1,8 @@
 """The tasks one by one, with a provider that says what a test wants to hear."""
 
 import base64
+import contextlib
+import hashlib
 import io
 import uuid
 from datetime import timedelta
@@ -13,14 +15,15 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from PIL import Image as Pillow
 
-from batches import invariants, pools
+from batches import estimates, invariants, lifecycle, pools
+from batches.catalogue import get_model
 from batches.models import Attempt, Batch, Generation, Image, Lane, Lease, Pool
 from batches.scheduling import admit
 from generation.http import OutputHosts
 from generation.provider import ErrorClass, Failure, Prediction, PredictionStatus
-from tests.factories import make_batch, make_generation
-from worker import looks, tasks
-from worker.providers import FACTORIES, get_provider
+from tests.factories import make_batch, make_generation, make_reference, make_user, new_generation
+from worker import looks, providers, sweeper, tasks
+from worker.providers import FACTORIES, get_provider, http_client
 
 pytestmark = pytest.mark.django_db
 
@@ -48,7 +51,8 @@ class ScriptedProvider:
     """Answers from a list; remembers what it was asked."""
 
     name = "scripted"
-    output_hosts = OutputHosts()
+    sends_webhooks = True
+    signs_webhooks = False
 
     def __init__(self):
         self.answers = []
@@ -56,6 +60,10 @@ class ScriptedProvider:
         self.searched = []
         self.fetched = []
         self.cancelled = []
+        self.output_hosts = OutputHosts()
+
+    def download(self, output, sink, *, prediction_id, **options):
+        return http_client().download(output, sink, hosts=self.output_hosts, **options)
 
     def submit(self, request):
         # Committed before the request leaves: that is what makes a second one impossible.
@@ -85,7 +93,7 @@ def provider(settings, monkeypatch):
     scripted = ScriptedProvider()
     monkeypatch.setitem(FACTORIES, "scripted", lambda: scripted)
     get_provider.cache_clear()
-    looks._usual.clear()
+    estimates._known.clear()
     yield scripted
     get_provider.cache_clear()
 
@@ -208,7 +216,6 @@ ALL_DELAYS = len([5, 15, 30])
         (ErrorClass.CONTENT_POLICY, 1),
         (ErrorClass.INVALID_INPUT, 1),
         (ErrorClass.NOT_FOUND, 1),
-        (ErrorClass.CANCELED, 1),
         (ErrorClass.OUTPUT_EXPIRED, 1),
     ],
 )
@@ -324,7 +331,7 @@ def test_an_outcome_that_comes_too_late_leaves_the_submission_on_record(provider
 
 
 def test_a_usual_time_of_nothing_is_no_division_by_it(provider, monkeypatch):
-    monkeypatch.setattr(tasks.Attempt.objects, "recent_run_times", lambda model: [0.0])
+    monkeypatch.setattr(tasks.Attempt.objects, "recent_run_times", lambda *args: [0.0])
     _, member = start()
     provider.answers = [running()]
     with pytest.raises(Retry):
@@ -450,7 +457,7 @@ class StorageError(Exception):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), StorageError("503")])
-@pytest.mark.parametrize("write", [1, 2], ids=["image", "thumbnail"])
+@pytest.mark.parametrize("write", [1, 2, 3], ids=["image", "thumbnail", "preview"])
 def test_a_storage_that_fails_is_tried_again_without_paying(
     provider, monkeypatch, media, error, write
 ):
@@ -473,7 +480,7 @@ def test_a_storage_that_fails_is_tried_again_without_paying(
     assert fetch(generation) == "completed"
     assert len(provider.submitted) == 1
     stored = sorted(path.name for path in media.rglob("*") if path.is_file())
-    assert stored == ["0.png", "0.thumbnail.webp"]
+    assert stored == ["0.png", "0.preview.webp", "0.thumbnail.webp"]
 
 
 def test_a_full_disk_while_fetching_is_tried_again(provider, monkeypatch):
@@ -485,7 +492,7 @@ def test_a_full_disk_while_fetching_is_tried_again(provider, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(tasks.http_client(), "download", full)
+        disk.setattr(http_client(), "download", full)
         with pytest.raises(Retry):
             fetch(generation)
     assert fetch(generation) == "completed"
@@ -547,7 +554,7 @@ def test_a_result_is_seen_soon_and_with_few_looks(usual_s, actual_s):
 
 def test_the_usual_time_is_the_median_of_the_latest_and_the_catalogues_before_that(provider):
     assert looks.usual_s("black-forest-labs/flux-schnell") == 1.5
-    looks._usual.clear()
+    estimates._known.clear()
     for number, seconds in enumerate([1.0, 2.0, 9.0]):
         generation = make_generation(provider="scripted")
         (member,) = admit().admitted
@@ -1017,10 +1024,11 @@ def test_every_attempt_has_files_of_its_own(provider, media):
             (member,) = admit().admitted
     assert fetch(generation) == "completed"
     names = sorted(path.name for path in media.rglob("*") if path.is_file())
-    assert names == ["0-2.png", "0-2.thumbnail.webp", "0.png", "0.thumbnail.webp"]
+    latest = ["0-2.png", "0-2.preview.webp", "0-2.thumbnail.webp"]
+    assert names == [*latest, "0.png", "0.preview.webp", "0.thumbnail.webp"]
     tasks.cleanup.clean(tasks.image_folder(generation))
     names = sorted(path.name for path in media.rglob("*") if path.is_file())
-    assert names == ["0-2.png", "0-2.thumbnail.webp"]
+    assert names == latest
 
 
 def test_a_late_download_that_cannot_store_leaves_what_others_have_stored(provider, monkeypatch):
@@ -1074,3 +1082,537 @@ def test_a_database_that_goes_away_midway_puts_the_next_turn_off(provider, monke
     ((args, countdown),) = asked
     assert args == (str(generation.pk), str(member.lease_id), Lease.objects.get().turn)
     assert countdown == tasks.DATABASE_RETRY_S
+
+
+# --- Another provider ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(settings, monkeypatch):
+    """Three providers, whose models are all on offer but those of `taken_off`."""
+    settings.PROVIDER_POOLS = {name: {"capacity": 9} for name in ("scripted", "second", "third")}
+    taken_off = set()
+    monkeypatch.setattr(providers, "get_model", lambda name: name)
+    monkeypatch.setattr(
+        providers, "unavailable_reason", lambda name: "off" if name in taken_off else ""
+    )
+    return taken_off
+
+
+def ways(*providers):
+    return tuple(
+        {"model": f"{name}/sdxl", "provider": name, "input": {"prompt": f"for {name}"}}
+        for name in providers
+    )
+
+
+def test_what_nobody_was_there_to_take_is_made_by_the_next_provider(provider, many):
+    generation, member = start(fallbacks=ways("second", "third"))
+    asked = generation.model
+    provider.answers = [Failure(ErrorClass.PROVIDER_UNAVAILABLE, "nobody there")]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert (generation.status, generation.retry_count) == ("queued", 0)
+    assert (generation.provider, generation.model) == ("second", "second/sdxl")
+    assert generation.input == {"prompt": "for second"}
+    # What was asked for stays the last way out.
+    assert [way["model"] for way in generation.fallbacks] == ["third/sdxl", asked]
+    assert generation.fallbacks[-1]["is_original"]
+    attempt = generation.attempts.get()
+    assert (attempt.provider, attempt.outcome) == ("scripted", "failed")
+    assert attempt.input == {"prompt": "a lighthouse"}  # what it was sent
+    Generation.objects.filter(pk=generation.pk).update(not_before=None)
+    Lane.objects.enqueue(generation.owner_id, 1, default_cap=3)
+    assert [admitted.generation_id for admitted in admit().admitted] == [generation.pk]
+    lease = Lease.objects.get(generation=generation)
+    assert lease.pool_id == "second"
+
+
+@pytest.mark.parametrize("trouble", ["stopped", "circuit open", "model taken off"])
+def test_a_way_that_cannot_be_gone_now_is_passed_over(provider, many, trouble):
+    generation, member = start(fallbacks=ways("second", "third"))
+    second = Pool.objects.filter(name="second")
+    if trouble == "stopped":
+        second.update(stopped_by="auth")
+    elif trouble == "circuit open":
+        second.update(failure_count=pools.CIRCUIT_THRESHOLD)
+    else:
+        many.add("second/sdxl")
+    provider.answers = [Failure(ErrorClass.PROVIDER_UNAVAILABLE, "nobody there")]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert generation.provider == "third"
+    assert [way["provider"] for way in generation.fallbacks] == ["second", "scripted"]
+
+
+def on_a_detour(left=("third", "original")):
+    """A generation that is made by the scripted provider in the place of another."""
+    *others, _ = left
+    original = {"model": "a/b", "provider": "second", "input": {"prompt": "original"}}
+    return start(fallbacks=(*ways(*others), {**original, "is_original": True}))
+
+
+@pytest.mark.parametrize("refusal", [ErrorClass.NOT_FOUND, ErrorClass.INVALID_INPUT])
+def test_a_stand_in_that_refuses_is_left_for_the_next(provider, many, refusal):
+    generation, member = on_a_detour()
+    provider.answers = [Failure(refusal, "no such file", provider_code="404")]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert (generation.status, generation.provider) == ("queued", "third")
+    assert [way["provider"] for way in generation.fallbacks] == ["second"]
+
+
+def test_a_stand_in_that_refuses_leads_back_to_what_was_asked_for_at_the_latest(provider, many):
+    generation, member = on_a_detour(left=("original",))
+    Pool.objects.filter(name="second").update(failure_count=pools.CIRCUIT_THRESHOLD)
+    provider.answers = [Failure(ErrorClass.NOT_FOUND, "no such file", provider_code="404")]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert (generation.status, generation.provider) == ("queued", "second")
+    assert (generation.input, generation.fallbacks) == ({"prompt": "original"}, [])
+
+
+def test_what_was_asked_for_itself_is_refused_for_good(provider, many):
+    _, member = start(fallbacks=ways("second"))
+    provider.answers = [Failure(ErrorClass.INVALID_INPUT, "no", provider_code="422")]
+    assert run(member) == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error_class", "code"),
+    [
+        (ErrorClass.TIMEOUT_UNKNOWN, ""),
+        (ErrorClass.RATE_LIMITED, "429"),
+        (ErrorClass.INVALID_INPUT, "422"),
+        (ErrorClass.QUEUE_FULL, ""),
+        # Perhaps taken after all: not surely enough to pay somebody else for the same.
+        (ErrorClass.PROVIDER_UNAVAILABLE, "500"),
+        (ErrorClass.PROVIDER_UNAVAILABLE, "502"),
+    ],
+)
+def test_no_other_failure_leads_to_another_provider(provider, many, error_class, code):
+    generation, member = start(fallbacks=ways("second"))
+    provider.answers = [Failure(error_class, "no", provider_code=code)]
+    with contextlib.suppress(Ignore, Retry):
+        run(member)
+    generation.refresh_from_db()
+    assert (generation.provider, len(generation.fallbacks)) == ("scripted", 1)
+
+
+def test_work_that_was_accepted_stays_with_its_provider(provider, many):
+    generation, member = start(fallbacks=ways("second"))
+    provider.answers = [running(), failed(ErrorClass.PROVIDER_UNAVAILABLE)]
+    with pytest.raises(Retry):
+        run(member)
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert generation.provider == "scripted"
+
+
+def test_what_waits_for_a_provider_that_is_away_need_not(provider, many, monkeypatch):
+    admit()  # makes the pools
+    batch = lifecycle.submit_batch(
+        owner_id=make_user().pk,
+        generations=[
+            new_generation(provider="scripted", fallbacks=ways(*names))
+            for names in ([], ["nowhere"], ["second"], ["nowhere"])
+        ],
+        settings_asked={},
+    )
+    for _ in range(pools.CIRCUIT_THRESHOLD):
+        pools.record_unavailable(name="scripted", message="nobody there")
+    # Those that cannot go another way do not stand in the way of those that can.
+    monkeypatch.setattr(sweeper, "LIMIT", 1)
+    sweeper.fall_back()
+    made_by = batch.generations.order_by("index").values_list("provider", flat=True)
+    assert list(made_by) == ["scripted", "scripted", "second", "scripted"]
+    sweeper.fall_back()  # nothing is left to do
+    assert len(admit().admitted) == 1
+
+
+def test_a_refusal_of_our_own_does_not_close_the_circuit(provider, many):
+    _, member = start()
+    Pool.objects.filter(name="scripted").update(failure_count=pools.CIRCUIT_THRESHOLD)
+    provider.answers = [Failure(ErrorClass.INVALID_INPUT, "too large to send")]
+    assert run(member) == "failed"
+    assert Pool.objects.get(name="scripted").failure_count == pools.CIRCUIT_THRESHOLD
+
+
+# --- What it costs ------------------------------------------------------------------------------
+
+
+BY_SECOND = "stability-ai/sdxl"
+
+
+def price_per_second():
+    return get_model(BY_SECOND).price_usd_per_second
+
+
+def test_a_model_that_is_billed_by_the_second_costs_what_it_ran(provider):
+    generation, member = start(model=BY_SECOND)
+    provider.answers = [succeeded(run_s=4.0)]
+    run(member)
+    generation.refresh_from_db()
+    assert generation.cost_usd == 4 * price_per_second() > 0
+    assert generation.attempts.get().cost_usd == generation.cost_usd
+
+
+def test_work_that_failed_is_paid_for_by_the_second_and_added_up(provider):
+    generation, member = start(model=BY_SECOND)
+    provider.answers = [
+        Prediction(
+            "p1",
+            PredictionStatus.FAILED,
+            failure=Failure(ErrorClass.INTERRUPTED, "lost"),
+            run_s=2.0,
+        )
+    ]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    attempt = generation.attempts.get()
+    assert generation.cost_usd == attempt.cost_usd == 2 * price_per_second()
+    assert attempt.run_s == 2.0
+
+
+def test_work_that_failed_costs_nothing_by_the_image(provider):
+    generation, member = start()
+    provider.answers = [failed(ErrorClass.CONTENT_POLICY)]
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert generation.cost_usd == 0
+
+
+def test_images_are_paid_for_as_the_provider_counts_them(provider):
+    generation, member = start(output_count=2)
+    provider.answers = [succeeded(data_uri(), billed_images=2)]
+    run(member)
+    generation.refresh_from_db()
+    assert generation.cost_usd == 2 * get_model(generation.model).price_usd_per_image
+
+
+# --- Several images, and images of images -------------------------------------------------------
+
+
+def test_all_outputs_of_one_submission_are_stored_in_order(provider):
+    generation, member = start(output_count=2)
+    provider.answers = [succeeded(data_uri((10, 10)), data_uri((20, 20)))]
+    run(member)
+    assert fetch(generation) == "completed"
+    images = generation.images.order_by("index")
+    assert [(image.index, image.width) for image in images] == [(0, 10), (1, 20)]
+    assert all(image.preview.storage.exists(image.preview.name) for image in images)
+
+
+def test_fewer_images_than_asked_for_are_kept_and_said_to_be_fewer(provider):
+    generation, member = start(output_count=4)
+    provider.answers = [succeeded(data_uri(), data_uri())]
+    run(member)
+    assert fetch(generation) == "completed"
+    attempt = generation.attempts.get()
+    assert (attempt.outcome, attempt.error_class) == ("succeeded", ErrorClass.PARTIAL_OUTPUT)
+    assert attempt.error_message == "2 of 4 images came."
+    assert generation.images.count() == 2
+
+
+def test_references_are_handed_over_in_order_with_the_submission(provider):
+    owner = make_user()
+    pictures = [make_reference(owner, colour) for colour in ("red", "blue")]
+    _, member = start(
+        owner=owner,
+        model="bytedance/seedream-4",
+        kind="compose",
+        references=tuple(one.pk for one in pictures),
+    )
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    (request,) = provider.submitted
+    files = request.files["image_input"]
+    assert request.file_lists == {"image_input"}
+    assert [file.sha256 for file in files] == [one.sha256 for one in pictures]
+    for file, picture_of in zip(files, pictures, strict=True):
+        with file.open() as opened:
+            assert hashlib.sha256(opened.read()).hexdigest() == picture_of.sha256
+        assert (file.content_type, file.size_bytes) == ("image/png", picture_of.size_bytes)
+
+
+def test_a_reference_that_cannot_be_read_is_an_os_error(provider, monkeypatch):
+    owner = make_user()
+    _, member = start(
+        owner=owner,
+        model="black-forest-labs/flux-dev",
+        kind="derive",
+        references=(make_reference(owner, "red").pk,),
+    )
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    (file,) = provider.submitted[0].files["image"]
+
+    def away(*args):
+        raise StorageError("503")
+
+    with monkeypatch.context() as storage:
+        storage.setattr(FileSystemStorage, "_open", away)
+        with pytest.raises(OSError, match="503"):
+            file.open()
+
+
+def test_a_submission_names_its_attempt_so_that_it_can_be_looked_up(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    (request,) = provider.submitted
+    assert request.token == str(generation.attempts.get().callback_token)
+
+
+def test_a_model_that_has_left_the_catalogue_is_not_submitted(provider):
+    generation, member = start(model="gone/model")
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert (generation.error_code, provider.submitted) == ("not_found", [])
+
+
+# --- What an unsigned webhook claims ------------------------------------------------------------
+
+
+def claim(generation, claimed):
+    attempt = generation.attempts.get()
+    return lifecycle.record_hint(
+        provider="scripted",
+        callback_token=attempt.callback_token,
+        delivery_id=f"hint {claimed}",
+        body={"id": claimed},
+    )
+
+
+def lost_answer(provider):
+    generation, member = start()
+    provider.answers = [Failure(ErrorClass.TIMEOUT_UNKNOWN, "no answer")]
+    with pytest.raises(Retry):
+        run(member)
+    provider.read = lambda body: None  # it signs nothing, so it is not believed
+    return generation, member
+
+
+def test_the_id_that_an_unsigned_webhook_claims_is_asked_for_and_followed(provider):
+    generation, member = lost_answer(provider)
+    assert claim(generation, "p1").follow == generation.pk
+    provider.answers = [(running(),)]
+    with pytest.raises(Retry):
+        run(member)
+    ((request, _, _),) = provider.searched
+    assert request.claimed_id == "p1"
+    assert generation.attempts.get().provider_id == "p1"
+
+
+def test_a_claimed_id_that_the_provider_does_not_know_changes_nothing(provider):
+    generation, member = lost_answer(provider)
+    claim(generation, "forged")
+    provider.answers = [Failure(ErrorClass.UNKNOWN, "no such list")]
+    with pytest.raises(Retry):
+        run(member)
+    assert generation.attempts.get().provider_id is None
+
+
+def test_a_claimed_id_of_another_attempt_is_not_taken(provider):
+    _, other_member = start()
+    provider.answers = [running("p7")]
+    with pytest.raises(Retry):
+        run(other_member)
+    generation, member = lost_answer(provider)
+    claim(generation, "p7")
+    provider.answers = [(running("p7"),)]
+    with pytest.raises(Retry):
+        run(member)
+    assert generation.attempts.get().provider_id is None
+
+
+def test_a_hint_is_taken_once_and_only_while_it_matters(provider):
+    generation, member = start()
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    assert claim(generation, "p1").follow == generation.pk
+    assert claim(generation, "p1").follow is None
+    provider.read = lambda body: None
+    provider.answers = [succeeded()]
+    assert run(member) == "downloading"
+    assert claim(generation, "p2").follow is None
+
+
+def test_a_workflow_that_has_lost_a_place_for_the_input_is_not_submitted(provider):
+    generation, member = start(model="comfyui/sdxl", input={"prompt": "a", "gone": 1})
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert (generation.error_code, provider.submitted) == ("invalid_input", [])
+    assert "gone" in generation.error_message
+
+
+def test_of_lost_submissions_with_different_references_none_is_taken_for_the_other(
+    provider, settings
+):
+    owner = make_user()
+    made = []
+    for colour in ("red", "blue"):
+        reference = make_reference(owner, colour)
+        made.append(
+            start(
+                owner=owner,
+                model="bytedance/seedream-4",
+                kind="derive",
+                references=(reference.pk,),
+            )
+        )
+        provider.answers = [Failure(ErrorClass.TIMEOUT_UNKNOWN, "no answer")]
+        with pytest.raises(Retry):
+            run(made[-1][1])
+    (generation, member), _ = made
+    provider.answers = [(running("p1"), running("p2"))]
+    with pytest.raises(Retry):  # a webhook will tell which is whose
+        run(member)
+    assert generation.attempts.get().provider_id is None
+    Lease.objects.filter(pk=member.lease_id).update(
+        created_at=Now() - timedelta(seconds=settings.GENERATION_DEADLINE + 1)
+    )
+    provider.answers = [(running("p1"), running("p2"))]
+    assert run(member) == "failed"
+    generation.refresh_from_db()
+    assert generation.error_code == "submission_unknown"
+
+
+def test_what_was_found_by_its_own_name_is_not_contested(provider):
+    owner = make_user()
+    made = []
+    for colour in ("red", "blue"):
+        reference = make_reference(owner, colour)
+        fields = {"kind": "derive", "references": (reference.pk,)}
+        made.append(start(owner=owner, model="bytedance/seedream-4", **fields))
+        provider.answers = [Failure(ErrorClass.TIMEOUT_UNKNOWN, "no answer")]
+        with pytest.raises(Retry):
+            run(made[-1][1])
+    (generation, member), _ = made
+    token = str(generation.attempts.get().callback_token)
+    provider.answers = [(running(token),)]
+    with pytest.raises(Retry):
+        run(member)
+    assert generation.attempts.get().provider_id == token
+
+
+def test_one_that_was_given_up_still_contests_what_may_be_its_prediction(provider, settings):
+    owner = make_user()
+    made = []
+    for colour in ("red", "blue"):
+        reference = make_reference(owner, colour)
+        fields = {"kind": "derive", "references": (reference.pk,)}
+        made.append(start(owner=owner, model="bytedance/seedream-4", **fields))
+        provider.answers = [Failure(ErrorClass.TIMEOUT_UNKNOWN, "no answer")]
+        with pytest.raises(Retry):
+            run(made[-1][1])
+    (first, member), (second, other_member) = made
+    Lease.objects.filter(pk=member.lease_id).update(
+        created_at=Now() - timedelta(seconds=settings.GENERATION_DEADLINE + 1)
+    )
+    provider.answers = [(running("p1"),)]
+    assert run(member) == "failed"
+    first.refresh_from_db()
+    assert first.error_code == "submission_unknown"
+    provider.answers = [(running("p1"),)]
+    with pytest.raises(Retry):
+        run(other_member)
+    assert second.attempts.get().provider_id is None
+
+
+def test_a_database_that_goes_away_before_the_attempt_leaves_no_doubt(provider, monkeypatch):
+    generation, member = start()
+
+    def gone(*args):
+        raise OperationalError("gone")
+
+    with monkeypatch.context() as database:
+        database.setattr(tasks, "_files", gone)
+        with pytest.raises(Retry):
+            run(member)
+    assert not generation.attempts.exists()
+
+
+def test_work_of_a_provider_that_has_lost_its_credentials_waits_and_ends(settings):
+    settings.COMFYUI_URL = ""
+    settings.PROVIDER_POOLS = {"comfyui": {"capacity": 9}}
+    get_provider.cache_clear()
+    generation = make_generation(provider="comfyui", model="comfyui/sdxl", input={"prompt": "a"})
+    (member,) = admit().admitted
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert (generation.status, generation.retry_count) == ("queued", 0)
+    assert Pool.objects.get(name="comfyui").stopped_by == ErrorClass.AUTH
+    get_provider.cache_clear()
+
+
+# --- More that reviews have found ---------------------------------------------------------------
+
+
+def test_of_several_outputs_the_good_ones_are_kept(provider, media):
+    generation, member = start(output_count=3)
+    page = "data:text/html;base64," + base64.b64encode(b"<html>no</html>").decode()
+    provider.answers = [succeeded(data_uri((10, 10)), page, data_uri((20, 20)))]
+    run(member)
+    with pytest.raises(Retry):  # fetched once more first
+        fetch(generation)
+    assert fetch(generation, tries=1) == "completed"
+    stored = generation.images.order_by("index")
+    assert [(image.index, image.width) for image in stored] == [(0, 10), (2, 20)]
+    attempt = generation.attempts.get()
+    assert attempt.error_class == ErrorClass.PARTIAL_OUTPUT
+    assert attempt.error_message.startswith("Only 2 of 3 images are good")
+
+
+def test_work_that_somebody_else_has_cancelled_is_made_again(provider):
+    generation, member = start()
+    provider.answers = [failed(ErrorClass.CANCELED)]
+    with pytest.raises(Ignore):
+        run(member)
+    generation.refresh_from_db()
+    assert (generation.status, generation.retry_count) == ("queued", 1)
+    assert generation.attempts.get().error_class == ErrorClass.INTERRUPTED
+
+
+def test_pictures_that_no_parameter_takes_any_more_are_not_left_out(provider):
+    owner = make_user()
+    generation, member = start(owner=owner, kind="derive", references=(make_reference(owner).pk,))
+    assert run(member) == "failed"  # flux-schnell takes none
+    generation.refresh_from_db()
+    assert (generation.error_code, provider.submitted) == ("invalid_input", [])
+
+
+def test_what_a_run_has_cost_is_kept_also_when_its_owner_cancels_at_that_moment(provider):
+    generation, member = start(model=BY_SECOND)
+    lost = Failure(ErrorClass.INTERRUPTED, "lost")
+
+    def cancelled_meanwhile(prediction_id):
+        lifecycle.cancel_generation(generation=generation)
+        return Prediction("p1", PredictionStatus.FAILED, failure=lost, run_s=2.0)
+
+    provider.answers = [running()]
+    with pytest.raises(Retry):
+        run(member)
+    provider.fetch = cancelled_meanwhile
+    assert run(member) == "cancelled"
+    generation.refresh_from_db()
+    assert generation.cost_usd == 2 * price_per_second()
+
+
+def test_a_nonsensical_run_time_does_not_keep_the_work_from_ending(provider):
+    generation, member = start(model=BY_SECOND)
+    provider.answers = [succeeded(run_s=1e9)]
+    assert run(member) == "downloading"
+    generation.refresh_from_db()
+    assert generation.cost_usd == tasks.MOST_USD

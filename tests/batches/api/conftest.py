@@ -3,6 +3,7 @@ import contextlib
 import pytest
 import redis
 from django.conf import settings
+from django.core.signing import time as signing_time
 
 from batches.models import Batch, Generation, Lane
 from tests.batches.api.support import client_of
@@ -67,3 +68,19 @@ def nothing_happens(db, broker, queued):
         assert (stored(), queued(), broker.dbsize()) == before
 
     return block
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Moves the time that signatures are made and checked by."""
+    real = signing_time.time
+
+    class Clock:
+        ahead_s = 0.0
+
+        def time(self):
+            return real() + self.ahead_s
+
+    clock = Clock()
+    monkeypatch.setattr("django.core.signing.time", clock)
+    return clock

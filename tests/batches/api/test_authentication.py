@@ -135,6 +135,7 @@ def test_a_token_needs_no_csrf_token(owner):
     assert client.post(BATCHES, BODY).status_code == 202
 
 
+@pytest.mark.usefixtures("warm_caches")
 def test_a_token_costs_one_query(owner, django_assert_num_queries):
     for _ in range(3):
         make_token(owner)

@@ -352,6 +352,7 @@ def completed(owner, size):
     return force(batch, "completed", completed_count=size)
 
 
+@pytest.mark.usefixtures("warm_caches")
 @pytest.mark.parametrize(
     ("action", "make"),
     [

@@ -237,6 +237,7 @@ def test_an_unknown_generation_is_not_found(api):
     problem(api.get(f"{GENERATIONS}00000000-0000-0000-0000-000000000000/"), 404, "not_found")
 
 
+@pytest.mark.usefixtures("warm_caches")
 def test_submitting_one_takes_a_constant_number_of_queries(api, django_assert_num_queries):
     # Authentication; a savepoint, two writes, its release.
     with django_assert_num_queries(5):

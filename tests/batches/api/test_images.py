@@ -4,7 +4,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import PIL.Image
 import pytest
-from django.core.signing import time as signing_time
 from rest_framework.test import APIClient
 
 from batches.models import Generation, Image
@@ -19,22 +18,6 @@ PARTS = {"file": "url", "thumbnail": "thumbnail_url"}
 @pytest.fixture
 def image(owner):
     return make_image(make_generation(owner))
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Moves the time that signatures are made and checked by."""
-    real = signing_time.time
-
-    class Clock:
-        ahead_s = 0.0
-
-        def time(self):
-            return real() + self.ahead_s
-
-    clock = Clock()
-    monkeypatch.setattr("django.core.signing.time", clock)
-    return clock
 
 
 def content(response):

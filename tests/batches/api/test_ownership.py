@@ -7,7 +7,7 @@ import uuid
 import pytest
 from django.urls import URLPattern, get_resolver
 
-from batches.models import Image
+from batches.models import Image, Reference
 from tests.batches.api.support import (
     BATCHES,
     GENERATIONS,
@@ -18,13 +18,18 @@ from tests.batches.api.support import (
     problem,
     rows,
 )
-from tests.factories import make_batch, make_generation, make_image, make_user
+from tests.factories import make_batch, make_generation, make_image, make_reference, make_user
 
 pytestmark = pytest.mark.django_db
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # By view: whose id stands in the address.
-OWNED = {"batch": "batches", "generation": "generations", "image": "images"}
+OWNED = {
+    "batch": "batches",
+    "generation": "generations",
+    "image": "images",
+    "reference": "references",
+}
 # The catalogue and the documents are everybody's.
 PUBLIC = {"model-list", "model-detail", "schema", "docs", "redoc", "nowhere"}
 
@@ -45,12 +50,13 @@ ROUTES = [
 
 @pytest.fixture
 def foreign(db):
-    """A batch, a generation and an image of somebody else."""
+    """A batch, a generation, an image and a reference image of somebody else."""
     image = make_image(make_batch(make_user(), size=1).generations.get())
     return {
         "batch": image.generation.batch_id,
         "generation": image.generation_id,
         "image": image.pk,
+        "reference": make_reference(image.owner).pk,
     }
 
 
@@ -89,6 +95,7 @@ def test_another_users_object_is_not_found(name, path, method, api, foreign):
     del told["request_id"], untold["request_id"]
     assert told == untold
     assert Image.objects.filter(pk=foreign["image"]).exists()
+    assert Reference.objects.filter(pk=foreign["reference"]).exists()
     assert rows() == before
 
 
@@ -101,7 +108,9 @@ def test_the_walk_meets_the_reads_of_every_object(api, foreign):
         and api.get(re.sub(r"<[^>]*>", str(uuid.uuid4()), path)).status_code == 404
     }
     assert read >= {
-        *("batch-detail", "generation-detail", "image-detail", "image-file", "image-thumbnail"),
+        *("batch-detail", "generation-detail", "image-detail"),
+        *("image-file", "image-preview", "image-thumbnail"),
+        *("reference-detail", "reference-file", "reference-thumbnail"),
     }
 
 
@@ -117,7 +126,7 @@ def test_the_walk_meets_all_that_is_done_with_an_object(api, foreign):
     assert offered == {
         *((f"{kind}-{act}", "POST") for kind in kinds for act in ("pause", "resume", "cancel")),
         *((f"{kind}-retry", "POST") for kind in kinds),
-        *((f"{kind}-detail", "DELETE") for kind in (*kinds, "image")),
+        *((f"{kind}-detail", "DELETE") for kind in (*kinds, "image", "reference")),
     }
 
 

@@ -94,7 +94,7 @@ REFUSED = {
         "out_of_range",
         "between 1 and 4",
     ),
-    "no steps at all": (shared(steps=0), "settings.steps", "min_value", "1"),
+    "no steps at all": (shared(steps=0), "settings.steps", "out_of_range", "between 1 and"),
     "width no allowed multiple": (
         of_sdxl(width=1025, height=1024),
         "settings.width",
@@ -138,11 +138,11 @@ REFUSED = {
         "conflict",
         "1024x1024",
     ),
-    "width 0": (of_sdxl(width=0, height=64), "settings.width", "min_value", "1"),
+    "width 0": (of_sdxl(width=0, height=64), "settings.width", "out_of_range", "between 1 and"),
     "width beyond any model's": (
         of_sdxl(width=16_385, height=64),
         "settings.width",
-        "max_value",
+        "out_of_range",
         "16384",
     ),
     "unknown format": (
@@ -154,7 +154,7 @@ REFUSED = {
     "quality above 100": (
         shared(output_quality=101),
         "settings.output_quality",
-        "max_value",
+        "out_of_range",
         "100",
     ),
     "guidance on a model without": (
@@ -267,7 +267,7 @@ REFUSED = {
         shared(parameters={"num_outputs": 4}),
         "settings.parameters.num_outputs",
         "unsupported",
-        "one picture",
+        "the field num_outputs",
     ),
     "parameters too large": (
         shared(parameters={"nope": "x" * 4_090}),
@@ -392,7 +392,10 @@ def test_a_model_without_credentials_is_refused(path, post, settings, nothing_ha
     with nothing_happens():
         errors = invalid(post(path, {"prompt": "a fox"}))
     assert errors == {
-        "settings.model": ("model_unavailable", "No credentials for replicate are configured.")
+        "settings.model": (
+            "model_unavailable",
+            f"{SCHNELL} is not available: No credentials for replicate are configured.",
+        )
     }
 
 
@@ -402,7 +405,8 @@ def test_a_retired_model_is_refused(path, post, monkeypatch, nothing_happens):
     monkeypatch.setattr(intake, "get_model", {SDXL: retired}.get)
     with nothing_happens():
         errors = invalid(post(path, {"prompt": "a fox", "settings": {"model": SDXL}}))
-    assert errors == {"settings.model": ("model_unavailable", "Retired in 2026.")}
+    reason = f"{SDXL} is not available: Retired in 2026."
+    assert errors == {"settings.model": ("model_unavailable", reason)}
 
 
 def test_a_batch_may_be_as_large_as_the_setting_says(post, settings, nothing_happens):

@@ -417,7 +417,10 @@ def test_a_model_without_credentials_is_refused(body, retry, mixed, settings):
     before = rows()
     for row in (mixed, mixed.generations.get(index=0)):
         assert invalid(retry(row, body)) == {
-            "settings.model": ("model_unavailable", "No credentials for replicate are configured.")
+            "settings.model": (
+                "model_unavailable",
+                f"{SCHNELL} is not available: No credentials for replicate are configured.",
+            )
         }
     assert rows() == before
 
@@ -429,7 +432,8 @@ def test_a_model_that_is_no_longer_there_is_refused_unless_another_is_named(
     retired = dataclasses.replace(get_model(SCHNELL), status="retired", status_note="Gone.")
     models = {DEV: get_model(DEV), SCHNELL: retired}
     monkeypatch.setattr(intake, "get_model", models.get)
-    assert invalid(retry(mixed, body)) == {"settings.model": ("model_unavailable", "Gone.")}
+    reason = f"{SCHNELL} is not available: Gone."
+    assert invalid(retry(mixed, body)) == {"settings.model": ("model_unavailable", reason)}
     del models[SCHNELL]
     assert invalid(retry(mixed, body))["settings.model"][0] == "unknown_model"
     retried(mixed, {"settings": {"model": DEV}})
@@ -481,6 +485,7 @@ def test_a_batch_that_is_deleted_meanwhile_is_not_found(retry, mixed, monkeypatc
     problem(retry(mixed), 404, "not_found")
 
 
+@pytest.mark.usefixtures("warm_caches")
 @pytest.mark.parametrize("overrides", [{}, {"output_format": "png"}])
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_a_retry_takes_the_same_number_of_queries_for_any_size(with_ids, overrides, post, owner):

@@ -6,9 +6,11 @@ from drf_spectacular.validation import validate_schema
 from rest_framework.test import APIClient
 
 from tests.batches.api.support import BATCHES, GENERATIONS, PROBLEM_FIELDS
+from tests.factories import make_reference
 
 pytestmark = pytest.mark.django_db
 
+REFERENCES = "/api/v1/references/"
 METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -62,7 +64,14 @@ def test_every_route_is_documented(operations):
         ("GET", detail.format("images")),
         ("DELETE", detail.format("images")),
         ("GET", "/api/v1/images/{id}/file/"),
+        ("GET", "/api/v1/images/{id}/preview/"),
         ("GET", "/api/v1/images/{id}/thumbnail/"),
+        ("GET", REFERENCES),
+        ("POST", REFERENCES),
+        ("GET", detail.format("references")),
+        ("DELETE", detail.format("references")),
+        ("GET", "/api/v1/references/{id}/file/"),
+        ("GET", "/api/v1/references/{id}/thumbnail/"),
         ("GET", "/api/v1/models/"),
         ("GET", "/api/v1/models/{owner}/{name}/"),
     }
@@ -123,15 +132,15 @@ def test_what_makes_work_takes_an_idempotency_key(operations):
         if any(one["name"] == "Idempotency-Key" for one in operation.get("parameters", ()))
     }
     assert taken == {
-        *(("POST", path) for path in (BATCHES, GENERATIONS)),
+        *(("POST", path) for path in (BATCHES, GENERATIONS, REFERENCES)),
         *(("POST", f"{path}{{id}}/retry/") for path in (BATCHES, GENERATIONS)),
     }
     for place in taken:
         operation = operations[place]
         (header,) = (one for one in operation["parameters"] if one["in"] == "header")
         assert not header.get("required")
-        answer = operation["responses"]["200" if place[1].endswith("retry/") else "202"]
-        assert "Idempotent-Replayed" in answer["headers"]
+        answers = [one for status, one in operation["responses"].items() if status < "300"]
+        assert all("Idempotent-Replayed" in answer["headers"] for answer in answers)
 
 
 def test_a_database_that_is_away_is_documented_with_its_wait(operations):
@@ -141,7 +150,7 @@ def test_a_database_that_is_away_is_documented_with_its_wait(operations):
 
 def test_every_operation_needs_a_token_but_those_for_signed_files(operations):
     for (_, path), operation in operations.items():
-        open_too = path.endswith(("/file/", "/thumbnail/"))
+        open_too = path.endswith(("/file/", "/preview/", "/thumbnail/"))
         assert ({} in operation["security"]) == open_too, path
         assert {"bearer": []} in operation["security"]
 
@@ -172,7 +181,27 @@ def test_what_is_answered_is_what_is_documented(path, schema, operations, api):
     assert answer.keys() == documented["properties"].keys()
 
 
-@pytest.mark.parametrize("path", [BATCHES, GENERATIONS, "/api/v1/images/"])
+def test_a_reference_is_documented_as_a_form_or_json(schema, operations):
+    operation = operations["POST", REFERENCES]
+    content = operation["requestBody"]["content"]
+    assert content.keys() == {"application/json", "multipart/form-data"}
+    form = resolved(schema, content["multipart/form-data"]["schema"])
+    assert form["properties"]["file"]["format"] == "binary"
+    assert form["required"] == ["file"]
+    body = resolved(schema, content["application/json"]["schema"])
+    assert body["properties"].keys() == {"url", "image_id"}
+    assert {"200", "201"} <= operation["responses"].keys()
+
+
+def test_the_answer_about_a_reference_is_what_is_documented(schema, operations, api, owner):
+    make_reference(owner)
+    (shown,) = api.get(REFERENCES).json()["results"]
+    answer = operations["POST", REFERENCES]["responses"]["201"]
+    documented = resolved(schema, answer["content"]["application/json"]["schema"])
+    assert shown.keys() == documented["properties"].keys()
+
+
+@pytest.mark.parametrize("path", [BATCHES, GENERATIONS, REFERENCES, "/api/v1/images/"])
 def test_lists_document_their_cursor_and_their_filters(path, operations):
     names = {parameter["name"] for parameter in operations["GET", path]["parameters"]}
     assert names >= {"cursor", "page_size", "created_after", "created_before"}

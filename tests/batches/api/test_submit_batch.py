@@ -161,13 +161,20 @@ def test_variations_of_one_prompt_share_all_but_the_seed(post):
     assert {row.input["num_inference_steps"] for row in rows} == {9}
 
 
+def eta(answer):
+    """The answer to a submission does not wait for an estimate."""
+    return {name: answer.json()[name] for name in ("eta_seconds", "eta_reason")}
+
+
 def test_the_answer_is_the_batch_as_it_is_read(post, api):
     answer = post(BATCHES, FULL)
     body = answer.json()
     assert answer["Location"] == f"http://testserver{BATCHES}{body['id']}/"
     read = api.get(answer["Location"])
     assert read.status_code == 200
-    assert read.json() == body
+    assert read.json() == {**body, **eta(read)}
+    assert read.json()["eta_seconds"] > 0
+    assert (body["eta_seconds"], body["eta_reason"]) == (None, "not_estimated")
 
 
 def test_the_location_is_at_the_public_address(post, settings):
@@ -250,9 +257,11 @@ def test_every_model_of_the_catalogue_takes_the_common_settings(model, asked, po
 def test_what_is_just_within_the_limits_is_taken(body, post, api):
     answer = post(BATCHES, body)
     assert answer.status_code == 202, answer.content
-    assert api.get(answer["Location"]).json() == answer.json()
+    read = api.get(answer["Location"])
+    assert read.json() == {**answer.json(), **eta(read)}
 
 
+@pytest.mark.usefixtures("warm_caches")
 def test_submitting_takes_as_many_queries_for_25_prompts_as_for_one(api, django_assert_num_queries):
     # Authentication; a savepoint, three writes, and its release.
     for count in (1, 25):
