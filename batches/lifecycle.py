@@ -29,12 +29,16 @@ from batches.models import (
     BATCH_FROM,
     BATCH_OPEN,
     BATCH_TERMINAL,
+    END_LEASE,
+    FREE_SLOT,
     GENERATION_FROM,
     GENERATION_OPEN,
     GENERATION_RETRYABLE,
+    IS_SLOT_WANTED,
     NOTHING_OPEN,
     PRIORITY_BATCH,
     PRIORITY_SINGLE,
+    SLOTS_OF_GONE,
     Attempt,
     AttemptOutcome,
     AtWork,
@@ -171,12 +175,33 @@ def _keep_references(planned: Iterable[tuple[Generation, NewGeneration]]) -> Non
 
 
 class _Moved(NamedTuple):
-    """A generation whose status was set, and where it stood before."""
+    """A generation whose status was set, and where it stood before.
+
+    `told` is what the consequences of the move tell, see `_Consequences`.
+    """
 
     id: uuid.UUID
     was: str
     was_in_line: bool
     cost_usd: Decimal
+    told: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Consequences:
+    """What goes with a move in the same statement, for the moves that every image makes.
+
+    `ctes` is SQL: further parts of its WITH, which may read `moved` (id, was, was_in_line,
+    cost_usd, batch_id). They lock in the order lane, batch. `tells` is an expression for what is
+    to be told of it.
+    """
+
+    ctes: str = ""
+    params: Sequence[Any] = ()
+    tells: str = "NULL"
+
+
+NO_CONSEQUENCES = _Consequences()
 
 
 def _move(
@@ -188,6 +213,7 @@ def _move(
     allowed: Collection[GenerationStatus] = (),
     attempt_count: int | None = None,
     by_owner: bool = False,
+    consequences: _Consequences = NO_CONSEQUENCES,
 ) -> list[_Moved]:
     """Set the status of those generations that may go there, and tell which did.
 
@@ -211,11 +237,13 @@ def _move(
                 SELECT id, status, status = 'queued' AND not_before IS NULL AS was_in_line
                 FROM batches_generation
                 WHERE id = ANY(%s) AND status = ANY(%s){conditions} FOR UPDATE
-            )
-            UPDATE batches_generation generation
-            SET status = %s, version = version + 1, {assignments}
-            FROM chosen WHERE generation.id = chosen.id
-            RETURNING generation.id, chosen.status, was_in_line, cost_usd
+            ), moved AS (
+                UPDATE batches_generation generation
+                SET status = %s, version = version + 1, {assignments}
+                FROM chosen WHERE generation.id = chosen.id
+                RETURNING generation.id, chosen.status AS was, was_in_line, cost_usd, batch_id
+            ){consequences.ctes}
+            SELECT id, was, was_in_line, cost_usd, {consequences.tells} FROM moved
             """,
             [
                 list(generation_ids),
@@ -223,6 +251,7 @@ def _move(
                 *([] if attempt_count is None else [attempt_count]),
                 to,
                 *values,
+                *consequences.params,
             ],
         )
         return [_Moved(*row) for row in cursor.fetchall()]
@@ -529,29 +558,49 @@ def _keep_result(
     )
 
 
-@transaction.atomic
 def begin_download(
     *, generation: Generation, attempt: Attempt, prediction: Prediction, cost_usd: Decimal
 ) -> bool:
     """The provider is done: keep its outputs and give the slot back."""
+    error_class, error_message = "", ""
+    if (given := len(prediction.outputs)) < generation.output_count:
+        error_class = ErrorClass.PARTIAL_OUTPUT
+        error_message = f"{given} of {generation.output_count} images came."
+    kept = """
+        , kept AS (
+            UPDATE batches_attempt attempt
+            SET outcome = 'succeeded', finished_at = statement_timestamp(), provider_id = %s,
+                submitted_at = COALESCE(submitted_at, statement_timestamp()),
+                outputs = %s, raw = %s, run_s = %s, total_s = %s, cost_usd = %s, report = NULL,
+                error_class = %s, error_message = %s
+            FROM moved WHERE attempt.id = %s AND outcome = 'open'
+        )"""
     moved = _move(
         [generation.pk],
         GenerationStatus.DOWNLOADING,
         "downloading_at = statement_timestamp(), progress = 100, cost_usd = cost_usd + %s",
         [cost_usd],
         attempt_count=generation.attempt_count,
+        consequences=_Consequences(
+            kept + FREE_SLOT + SLOTS_OF_GONE,
+            [
+                prediction.id,
+                json.dumps(list(prediction.outputs)),
+                json.dumps(prediction.raw),
+                prediction.run_s,
+                prediction.total_s,
+                cost_usd,
+                error_class,
+                error_message,
+                attempt.pk,
+                settings.LEASE_SECONDS,
+            ],
+            tells=IS_SLOT_WANTED,
+        ),
     )
-    if not moved:
-        return False
-    _keep_result(attempt, prediction, AttemptOutcome.SUCCEEDED, cost_usd)
-    if (given := len(prediction.outputs)) < generation.output_count:
-        message = f"{given} of {generation.output_count} images came."
-        Attempt.objects.filter(pk=attempt.pk).update(
-            error_class=ErrorClass.PARTIAL_OUTPUT, error_message=message
-        )
-    if Lease.objects.free_slot(generation.pk).is_wanted:
+    if moved and moved[0].told:
         wake.dispatch()
-    return True
+    return bool(moved)
 
 
 def _end_lease(generation_id: uuid.UUID) -> None:
@@ -744,7 +793,6 @@ def fail_generation(
     return False
 
 
-@transaction.atomic
 def complete_generation(
     *,
     generation: Generation,
@@ -756,24 +804,62 @@ def complete_generation(
 
     `missing`: why some of the outputs of its attempt are not among them.
     """
+    if attempt is None or missing is None:
+        return _complete(generation, images)
+    message = f"Only {len(images)} of {len(attempt.outputs)} images are good: {missing.message}"
+    with transaction.atomic():
+        if not _complete(generation, images):
+            return False
+        Attempt.objects.filter(pk=attempt.pk).update(
+            error_class=ErrorClass.PARTIAL_OUTPUT, error_message=message
+        )
+        cleanup.discard(image_folder(generation))  # what of the others may be there
+    return True
+
+
+def _complete(generation: Generation, images: Sequence[Image]) -> bool:
+    published = """
+        , published AS (
+            INSERT INTO batches_image
+                (id, generation_id, owner_id, index, file, thumbnail, preview, format, width,
+                 height, size_bytes, sha256, created_at)
+            SELECT image.id, moved.id, %s, index, file, thumbnail, preview, format, width, height,
+                   size_bytes, sha256, statement_timestamp()
+            FROM moved CROSS JOIN jsonb_to_recordset(%s) AS image (
+                id uuid, index int, file text, thumbnail text, preview text, format text,
+                width int, height int, size_bytes bigint, sha256 text)
+        )"""
+    counted = """
+        , counted AS (
+            UPDATE batches_batch batch
+            SET completed_count = completed_count + 1, version = version + 1,
+                cost_usd = batch.cost_usd + moved.cost_usd
+            FROM moved WHERE batch.id = moved.batch_id AND (SELECT count(*) FROM lane) >= 0
+            RETURNING has_chord
+        )"""
+    fields = ("index", "format", "width", "height", "size_bytes", "sha256")
+    rows = [
+        {
+            "id": str(image.pk),
+            **{name: getattr(image, name) for name in fields},
+            **{name: getattr(image, name).name for name in ("file", "thumbnail", "preview")},
+        }
+        for image in images
+    ]
     moved = _move(
         [generation.pk],
         GenerationStatus.COMPLETED,
         "finished_at = statement_timestamp(), progress = 100",
         attempt_count=generation.attempt_count,
+        consequences=_Consequences(
+            published + END_LEASE + SLOTS_OF_GONE + counted,
+            [generation.owner_id, json.dumps(rows)],
+            tells="(SELECT NOT has_chord FROM counted)",
+        ),
     )
-    if not moved:
-        return False
-    Image.objects.bulk_create(images)
-    if attempt is not None and missing is not None:
-        message = f"Only {len(images)} of {len(attempt.outputs)} images are good: {missing.message}"
-        Attempt.objects.filter(pk=attempt.pk).update(
-            error_class=ErrorClass.PARTIAL_OUTPUT, error_message=message
-        )
-        cleanup.discard(image_folder(generation))  # what of the others may be there
-    _end_lease(generation.pk)
-    _count_in_batch(generation.batch_id, "completed_count", cost_usd=moved[0].cost_usd)
-    return True
+    if moved and moved[0].told and generation.batch_id is not None:
+        finalise_batch(batch_id=generation.batch_id)  # else the sweep does it
+    return bool(moved)
 
 
 def confirm_cancel(

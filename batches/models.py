@@ -1106,17 +1106,32 @@ class Release(NamedTuple):
     is_wanted: bool
 
 
-# What is left of the statements below once `gone` has named the owners of freed slots.
-_FREE_SLOTS = """
+# Parts of a WITH that begins with `moved` (id), the generations whose leases are meant. `gone`
+# are the owners of leases that let go, `lane` their lanes, with the slots given back: in one
+# statement, so that the leases and the lanes' counters cannot part.
+FREE_SLOT = """
+    , gone AS (
+        UPDATE batches_lease lease
+        SET holds_slot = false, is_held = false,
+            expires_at = statement_timestamp() + make_interval(secs => %s)
+        FROM moved WHERE lease.generation_id = moved.id AND holds_slot
+        RETURNING owner_id, true AS held_slot
+    )"""
+END_LEASE = """
+    , gone AS (
+        DELETE FROM batches_lease lease USING moved WHERE lease.generation_id = moved.id
+        RETURNING owner_id, holds_slot AS held_slot
+    )"""
+SLOTS_OF_GONE = """
     , lane AS (
         UPDATE batches_lane SET running = running - 1
         FROM gone WHERE batches_lane.owner_id = gone.owner_id AND gone.held_slot
         RETURNING queued
-    )
-    SELECT count(*) > 0, count(*) > 0 AND (COALESCE(bool_or(queued > 0), false) OR EXISTS (
-        SELECT FROM batches_lane WHERE queued > 0 AND running < cap))
-    FROM lane
-"""
+    )"""
+# Whether some lane could use what was given back.
+IS_SLOT_WANTED = """
+    (SELECT count(*) > 0 AND (COALESCE(bool_or(queued > 0), false) OR EXISTS (
+        SELECT FROM batches_lane WHERE queued > 0 AND running < cap)) FROM lane)"""
 
 
 class LeaseQuerySet(models.QuerySet["Lease"]):
@@ -1132,37 +1147,16 @@ class LeaseQuerySet(models.QuerySet["Lease"]):
         )
         return [Member(*row) for row in rows]
 
-    def free_slot(self, generation_id: uuid.UUID) -> Release:
-        """Give the slot back and keep the lease; a second time changes nothing.
-
-        One statement, so that the lease and the lane's counter cannot part.
-        """
-        return self._release(
-            """
-            WITH gone AS (
-                UPDATE batches_lease
-                SET holds_slot = false, is_held = false,
-                    expires_at = statement_timestamp() + make_interval(secs => %(seconds)s)
-                WHERE generation_id = %(id)s AND holds_slot RETURNING owner_id, true AS held_slot
-            )""",
-            generation_id,
-        )
-
     def end(self, generation_id: uuid.UUID) -> Release:
-        """Delete the lease, and give the slot back if it still holds one."""
-        return self._release(
-            """
-            WITH gone AS (
-                DELETE FROM batches_lease WHERE generation_id = %(id)s
-                RETURNING owner_id, holds_slot AS held_slot
-            )""",
-            generation_id,
-        )
+        """Delete the lease, and give the slot back if it still holds one.
 
-    def _release(self, gone: str, generation_id: uuid.UUID) -> Release:
+        A second time changes nothing.
+        """
         with connection.cursor() as cursor:
             cursor.execute(
-                gone + _FREE_SLOTS, {"id": generation_id, "seconds": settings.LEASE_SECONDS}
+                f"WITH moved AS (SELECT %s::uuid AS id) {END_LEASE} {SLOTS_OF_GONE}"
+                f"SELECT (SELECT count(*) > 0 FROM lane), {IS_SLOT_WANTED}",
+                [generation_id],
             )
             return Release(*cursor.fetchone())
 

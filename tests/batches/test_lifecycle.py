@@ -223,13 +223,15 @@ def test_a_requeued_generation_keeps_its_history_and_frees_its_slot():
 
 
 def test_releasing_a_lease_twice_changes_nothing():
-    generation, _ = start(make_generation())
+    generation, attempt = start(make_generation())
     make_batch(generation.owner, size=1)
     admit()
-    assert Lease.objects.free_slot(generation.pk).happened
+    prediction = Prediction("p1", PredictionStatus.SUCCEEDED, outputs=("x",))
+    done = {"attempt": attempt, "prediction": prediction, "cost_usd": Decimal(0)}
+    assert lifecycle.begin_download(generation=generation, **done)
     running = Lane.objects.get().running
-    assert not Lease.objects.free_slot(generation.pk).happened
-    assert not Lease.objects.end(generation.pk).happened
+    assert not lifecycle.begin_download(generation=generation, **done)
+    assert not Lease.objects.end(generation.pk).happened  # it held no slot any more
     assert not Lease.objects.end(generation.pk).happened
     assert Lane.objects.get().running == running == 1
     assert Pool.objects.with_running().get(name="system").running == 1
