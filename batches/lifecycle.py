@@ -447,7 +447,7 @@ def record_hint(*, provider: str, callback_token: uuid.UUID, delivery_id: str, b
         )
         if attempt is None:
             return Report(is_known=False)
-        _, is_new = WebhookReceipt.objects.get_or_create(provider=provider, webhook_id=delivery_id)
+        is_new = WebhookReceipt.objects.note(provider, delivery_id)
         if not is_new or attempt.outcome != AttemptOutcome.OPEN:
             return Report(is_known=True)
         if body:
@@ -476,7 +476,7 @@ def record_report(
         attempt = attempts.get(prediction.id) or attempts.get(None)
         if not is_ours or attempt is None:
             return Report(is_known=False)
-        _, is_new = WebhookReceipt.objects.get_or_create(provider=provider, webhook_id=delivery_id)
+        is_new = WebhookReceipt.objects.note(provider, delivery_id)
         if not is_new:
             return Report(is_known=True)
         fields: dict[str, Any] = {}

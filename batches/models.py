@@ -1355,12 +1355,28 @@ class Discarded(models.Model):
         return self.folder
 
 
+class WebhookReceiptQuerySet(models.QuerySet["WebhookReceipt"]):
+    def note(self, provider: str, webhook_id: str) -> bool:
+        """Note a delivery; whether it is the first of that id."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                """
+                INSERT INTO batches_webhookreceipt (provider, webhook_id, received_at)
+                VALUES (%s, %s, statement_timestamp()) ON CONFLICT DO NOTHING
+                """,
+                [provider, webhook_id],
+            )
+            return bool(cursor.rowcount)
+
+
 class WebhookReceipt(models.Model):
     """A provider's webhook that has had its effect: a replay has none."""
 
     provider = models.CharField(max_length=40)
     webhook_id = models.CharField(max_length=200)
     received_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    objects = WebhookReceiptQuerySet.as_manager()
 
     class Meta:
         indexes = (models.Index(fields=["received_at"], name="webhook_receipt_age"),)
