@@ -21,6 +21,7 @@ from typing import Any
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util import connection
 
 from generation.addresses import is_public, look_up
@@ -161,7 +162,11 @@ class _HTTPConnection(HTTPConnection):
                 )
             except OSError as error:
                 failure = error
-        raise failure
+        # Never as it is: urllib3 takes a reset or a broken pipe for one of a request that was sent,
+        # and goes on to read an answer from a connection that there is not.
+        if isinstance(failure, TimeoutError):
+            raise ConnectTimeoutError(self, "no connection in time") from failure
+        raise NewConnectionError(self, "no connection") from failure
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         if (watch := current_watch.get()) and self.sock is not None:

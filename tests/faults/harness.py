@@ -94,6 +94,8 @@ class FaultStack(Stack):
             simulator_options=("--seed", "1"),
             **options,
         )
+        # Nobody stands in for a provider that is in trouble.
+        self.env |= {"RUNPOD_API_KEY": "", "COMFYUI_URL": ""}
         for name in WORKERS:
             self._programs[name] = _dies_on_demand(self._programs[name])
         self.killed_at = []

@@ -158,6 +158,21 @@ class TestJson:
 
 
 class TestWhatIsKnownOfALostCall:
+    @pytest.mark.parametrize(
+        "error", [ConnectionResetError(104, "reset"), BrokenPipeError(32, "broken pipe")]
+    )
+    def test_a_connection_that_breaks_while_it_is_made_was_never_sent(
+        self, http, refused_url, monkeypatch, error
+    ):
+        # urllib3 takes these for errors of a request that was sent, and would read the answer.
+        def breaks(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr("generation.connections.connection.create_connection", breaks)
+        result = http.json("POST", refused_url, json={})
+        assert isinstance(result, TransportError)
+        assert result.kind == "connect"
+
     def test_refused_connection_was_never_sent(self, http, refused_url):
         result = http.json("POST", refused_url, json={})
         assert isinstance(result, TransportError)
