@@ -46,7 +46,6 @@ class RunTimes:
     """Seconds from acceptance to result. `samples` are sorted; a prior where nothing has run."""
 
     samples: tuple[float, ...]
-    is_prior: bool = False
 
     @property
     def median_s(self) -> float:
@@ -55,10 +54,6 @@ class RunTimes:
     @property
     def mean_s(self) -> float:
         return fmean(self.samples)
-
-    @property
-    def p90_s(self) -> float:
-        return self.samples[math.ceil(0.9 * len(self.samples)) - 1]
 
     def at(self, quantile: float) -> float:
         """The run time that a share of `quantile` (0 to 1, exclusive) stays below."""
@@ -94,7 +89,7 @@ def _prior(model_id: str) -> RunTimes:
     model = get_model(model_id)
     usual_s = max(model.est_seconds if model else DEFAULT_USUAL_S, SHORTEST_S)
     # Nine in ten about as usual, one in ten longer.
-    return RunTimes((*[usual_s] * 8, *[usual_s * PRIOR_P90] * 2), is_prior=True)
+    return RunTimes((*[usual_s] * 8, *[usual_s * PRIOR_P90] * 2))
 
 
 class NoEta(StrEnum):

@@ -90,3 +90,12 @@ def test_a_delivery_that_hangs_is_not_kept_alive_for_ever(work, monkeypatch):
         monkeypatch.setattr(heartbeat, "interval_s", lambda: ticks.append(1) or 0.02)
         wait_until(lambda: len(ticks) > 3, timeout_s=10)
     assert renewed == []
+
+
+def test_a_delivery_that_has_come_further_does_not_hang(work):
+    with heartbeat.holding(work.lease_id, work.turn):
+        # It was begun so long ago that it would be given up.
+        heartbeat._since_s[work.lease_id] -= heartbeat.HELD_MAX_S
+        heartbeat.goes_on(work.lease_id)
+        expire()
+        wait_until(is_alive, timeout_s=10)
