@@ -75,6 +75,22 @@ def http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def plain_url(value: str) -> str:
+    url = http_url(value)
+    if set("@?#") & set(url):
+        raise ValueError
+    return url
+
+
+def matching(pattern: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError
+        return value
+
+    return parse
+
+
 # --- Where things are ------------------------------------------------------------------------
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = Path(text("PICTURE_DATA_DIR", str(BASE_DIR / "data"))).expanduser().absolute()
@@ -168,14 +184,8 @@ X_FRAME_OPTIONS = "DENY"
 # --- Providers -------------------------------------------------------------------------------
 
 
-def credential(value: str) -> str:
-    if not re.fullmatch(r"[!-~]+", value):
-        raise ValueError
-    return value
-
-
 REPLICATE_API_TOKEN = read(
-    "REPLICATE_API_TOKEN", credential, "", form="printable ASCII without spaces"
+    "REPLICATE_API_TOKEN", matching(r"[!-~]+"), "", form="printable ASCII without spaces"
 )
 REPLICATE_BASE_URL = read(
     "REPLICATE_BASE_URL", http_url, "https://api.replicate.com", form="an http or https URL"
@@ -189,23 +199,26 @@ def webhook_secret(value: str) -> str:
     return value
 
 
-def endpoint_id(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9-]{1,60}", value):
-        raise ValueError
-    return value
-
-
 # Without it, the provider is asked for it when its first webhook comes.
 REPLICATE_WEBHOOK_SECRET = read(
     "REPLICATE_WEBHOOK_SECRET", webhook_secret, "", form="whsec_ and a key in base64"
 )
-RUNPOD_API_KEY = read("RUNPOD_API_KEY", credential, "", form="printable ASCII without spaces")
+RUNPOD_API_KEY = read(
+    "RUNPOD_API_KEY", matching(r"[!-~]+"), "", form="printable ASCII without spaces"
+)
 # Where a model names no endpoint of its own.
-RUNPOD_ENDPOINT_ID = read("RUNPOD_ENDPOINT_ID", endpoint_id, "", form="letters, digits and dashes")
+RUNPOD_ENDPOINT_ID = read(
+    "RUNPOD_ENDPOINT_ID",
+    matching(r"[A-Za-z0-9-]{1,39}"),
+    "",
+    form="1 to 39 letters, digits and dashes",
+)
 RUNPOD_BASE_URL = read(
     "RUNPOD_BASE_URL", http_url, "https://api.runpod.ai/v2", form="an http or https URL"
 )
-COMFYUI_URL = read("COMFYUI_URL", http_url, "", form="an http or https URL")
+COMFYUI_URL = read(
+    "COMFYUI_URL", plain_url, "", form="an http or https URL without credentials and query"
+)
 PROVIDER_OUTPUT_HOSTS = names(text("PROVIDER_OUTPUT_HOSTS"))
 # Hosts that users may have reference images fetched from although they are not public.
 REFERENCE_HOSTS = names(text("REFERENCE_HOSTS"))
@@ -256,15 +269,6 @@ MEDIA_ROOT = DATA_DIR / "media"
 STATIC_URL = "/static/"
 # Serves the admin's and the API pages' assets out of their packages; no collectstatic step.
 WHITENOISE_USE_FINDERS = True
-
-
-def matching(pattern: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError
-        return value
-
-    return parse
 
 
 def beside_bucket(name: str) -> str:

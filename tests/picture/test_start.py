@@ -43,6 +43,11 @@ def start(*command, **env):
         ("LEASE_SECONDS", "soon"),
         ("PUBLIC_URL", "example.org"),
         ("REPLICATE_BASE_URL", "ftp://x"),
+        ("REPLICATE_API_TOKEN", "r8 with space"),
+        ("RUNPOD_API_KEY", "rpa\u00e9"),
+        ("RUNPOD_ENDPOINT_ID", "x" * 40),
+        ("COMFYUI_URL", "http://user:secret@gpu:8188"),
+        ("COMFYUI_URL", "http://gpu:8188/?key=1"),
     ],
 )
 def test_a_malformed_setting_stops_the_start_with_one_line(tmp_path, name, value):
