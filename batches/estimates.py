@@ -97,6 +97,7 @@ class NoEta(StrEnum):
 
     ENDED = "ended"
     PAUSED = "paused"
+    SCHEDULED = "scheduled"
     CANCELLING = "cancelling"
     # Nothing is submitted to its provider until an operator clears an alert, or it is back.
     PROVIDER_STOPPED = "provider_stopped"
@@ -134,6 +135,8 @@ def _no_eta(batch: Batch, items: Sequence[Generation], outlook: Outlook | None) 
         return NoEta.CANCELLING
     if batch.status == BatchStatus.PAUSED:
         return NoEta.PAUSED
+    if batch.status == BatchStatus.SCHEDULED:
+        return NoEta.SCHEDULED
     if any(item.status == GenerationStatus.PENDING for item in items):
         return NoEta.PAUSED
     if outlook is None:

@@ -39,6 +39,14 @@ class Problem:
     allowed: Any = None
 
 
+class Refused(Exception):
+    """A request that was understood and cannot be done as it is. Nothing of it is stored."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(f"{one.field}: {one.detail}" for one in problems))
+        self.problems = problems
+
+
 @dataclass(frozen=True, slots=True)
 class PromptAsked:
     """One prompt of a request. `settings` override the shared ones, key by key."""
@@ -127,7 +135,7 @@ def plan_generations(
             one = replace(prompt, seed=None) if number else prompt
             answer = _resolve(one, each, final_prompt, place, seeds, rand)
             if isinstance(answer, Plan):
-                planned.append(answer)
+                planned.append(replace(answer, style=style, genre=genre))
             else:
                 # What is wrong with the shared settings is wrong for every prompt, and told once.
                 problems |= {(problem.field, problem.code): problem for problem in answer}

@@ -109,9 +109,9 @@ def _slots() -> list[str]:
         WHERE status IN ('processing', 'downloading')
           AND NOT EXISTS (SELECT FROM batches_lease WHERE generation_id = generation.id)
         UNION ALL
-        SELECT 'in line though paused', generation.id::text FROM batches_generation generation
+        SELECT 'in line though held back', generation.id::text FROM batches_generation generation
         JOIN batches_batch batch ON batch.id = batch_id
-        WHERE generation.status = 'queued' AND batch.status = 'paused'
+        WHERE generation.status = 'queued' AND batch.status IN ('paused', 'scheduled')
         """
     )
 

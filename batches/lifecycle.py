@@ -15,6 +15,7 @@ import operator
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from functools import reduce
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from django.db.models.functions import Coalesce, Now
 from batches import cleanup, wake
 from batches.models import (
     BATCH_FROM,
+    BATCH_HELD,
     BATCH_OPEN,
     BATCH_TERMINAL,
     END_LEASE,
@@ -44,6 +46,8 @@ from batches.models import (
     AtWork,
     Batch,
     BatchStatus,
+    Event,
+    EventKind,
     Generation,
     GenerationKind,
     GenerationReference,
@@ -54,6 +58,7 @@ from batches.models import (
     Pool,
     WebhookReceipt,
     image_folder,
+    search_sql,
 )
 from generation.provider import ErrorClass, Failure, Prediction
 
@@ -73,6 +78,8 @@ class NewGeneration:
     settings: dict[str, Any]
     input: dict[str, Any]
     negative_prompt: str = ""
+    style: str = ""
+    genre: str = ""
     seed: int | None = None
     name: str = ""
     custom_id: str = ""
@@ -97,13 +104,17 @@ def submit_batch(
     genre: str = "",
     tags: Sequence[str] = (),
     priority: int = PRIORITY_BATCH,
+    start_at: datetime | None = None,
+    template_id: uuid.UUID | None = None,
 ) -> Batch:
     """Store a batch with its generations in line. All of it, or nothing.
 
-    The result knows its `generations`: reading them takes no query.
+    With `start_at` they are held back until then. The result knows its `generations`: reading
+    them takes no query.
     """
     batch = Batch.objects.create(
         owner_id=owner_id,
+        status=BatchStatus.PENDING if start_at is None else BatchStatus.SCHEDULED,
         name=name,
         settings=settings_asked,
         style=style,
@@ -111,8 +122,13 @@ def submit_batch(
         tags=list(tags),
         priority=priority,
         total_count=len(generations),
+        start_at=start_at,
+        template_id=template_id,
     )
-    rows = _enqueue(owner_id, generations, priority, batch)
+    rows = _store_generations(owner_id, generations, priority, batch)
+    if start_at is None:
+        _line_up(owner_id, len(rows))
+    _tell_batches([batch.pk])
     known = batch.generations.all()
     known._result_cache = rows
     # What a prefetch leaves behind.
@@ -125,21 +141,27 @@ def submit_generation(
     *, owner_id: int, generation: NewGeneration, priority: int = PRIORITY_SINGLE
 ) -> Generation:
     """Store a single generation, in line."""
-    return _enqueue(owner_id, [generation], priority, batch=None)[0]
+    (row,) = _store_generations(owner_id, [generation], priority, batch=None)
+    _line_up(owner_id, 1)
+    return row
 
 
-def _enqueue(
+def _store_generations(
     owner_id: int, generations: Sequence[NewGeneration], priority: int, batch: Batch | None
 ) -> list[Generation]:
+    is_held = batch is not None and batch.status in BATCH_HELD
     rows = Generation.objects.bulk_create(
         Generation(
             owner_id=owner_id,
             batch=batch,
             index=index,
+            status=GenerationStatus.PENDING if is_held else GenerationStatus.QUEUED,
             priority=priority,
             prompt=new.prompt,
             final_prompt=new.final_prompt,
             negative_prompt=new.negative_prompt,
+            style=new.style,
+            genre=new.genre,
             seed=new.seed,
             name=new.name,
             custom_id=new.custom_id,
@@ -155,9 +177,13 @@ def _enqueue(
         for index, new in enumerate(generations)
     )
     _keep_references(zip(rows, generations, strict=True))
-    Lane.objects.enqueue(owner_id, len(rows), default_cap=settings.MAX_PARALLEL_PER_USER)
-    wake.dispatch()
     return rows
+
+
+def _line_up(owner_id: int, count: int) -> None:
+    if count:
+        Lane.objects.enqueue(owner_id, count, default_cap=settings.MAX_PARALLEL_PER_USER)
+        wake.dispatch()
 
 
 def _keep_references(planned: Iterable[tuple[Generation, NewGeneration]]) -> None:
@@ -184,6 +210,9 @@ class _Moved(NamedTuple):
     was: str
     was_in_line: bool
     cost_usd: Decimal
+    owner_id: int
+    batch_id: uuid.UUID | None
+    version: int
     told: Any = None
 
 
@@ -192,8 +221,8 @@ class _Consequences:
     """What goes with a move in the same statement, for the moves that every image makes.
 
     `ctes` is SQL: further parts of its WITH, which may read `moved` (id, was, was_in_line,
-    cost_usd, batch_id). They lock in the order lane, batch. `tells` is an expression for what is
-    to be told of it.
+    cost_usd, owner_id, batch_id, version). They lock in the order lane, batch. `tells` is an
+    expression for what is to be told of it.
     """
 
     ctes: str = ""
@@ -241,9 +270,11 @@ def _move(
                 UPDATE batches_generation generation
                 SET status = %s, version = version + 1, {assignments}
                 FROM chosen WHERE generation.id = chosen.id
-                RETURNING generation.id, chosen.status AS was, was_in_line, cost_usd, batch_id
+                RETURNING generation.id, chosen.status AS was, was_in_line, cost_usd, owner_id,
+                          batch_id, version
             ){consequences.ctes}
-            SELECT id, was, was_in_line, cost_usd, {consequences.tells} FROM moved
+            SELECT id, was, was_in_line, cost_usd, owner_id, batch_id, version,
+                   {consequences.tells} FROM moved
             """,
             [
                 list(generation_ids),
@@ -257,45 +288,81 @@ def _move(
         return [_Moved(*row) for row in cursor.fetchall()]
 
 
-def _move_batches(batches: Q, to: BatchStatus | Case, **fields: Any) -> int:
-    """Set the status of those batches that may go there; how many did.
+def _move_batches(
+    batches: Q, to: BatchStatus | Case, *, ids: Collection[uuid.UUID], **fields: Any
+) -> int:
+    """Set the status of those batches of these ids that may go there; how many did.
 
     All terminal statuses may be reached from the same ones, so one rule serves a computed `to`.
     """
     allowed = BATCH_FROM[to if isinstance(to, BatchStatus) else BatchStatus.COMPLETED]
-    return Batch.objects.filter(batches, status__in=allowed).update(
-        status=to, version=F("version") + 1, **fields
-    )
+    return _change_batches(batches & Q(status__in=allowed), ids=ids, status=to, **fields)
+
+
+def _change_batches(batches: Q, *, ids: Collection[uuid.UUID], **fields: Any) -> int:
+    """Write to those batches of these ids that are as told, as a new version; how many are."""
+    changed = Batch.objects.filter(batches, pk__in=ids).update(version=F("version") + 1, **fields)
+    if changed:
+        _tell_batches(ids)
+    return changed
+
+
+def _tell_batches(ids: Collection[uuid.UUID]) -> None:
+    """Log how these batches stand, unless that has been; in the transaction that made it so."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO batches_event
+                (owner_id, batch_id, kind, status, version, created_at)
+            SELECT owner_id, id, 'batch_progress', status, version, statement_timestamp()
+            FROM batches_batch WHERE id = ANY(%s)
+            ON CONFLICT (batch_id, version) WHERE batch_id IS NOT NULL DO NOTHING
+            RETURNING owner_id, batch_id
+            """,
+            [list(ids)],
+        )
+        for owner_id, batch_id in cursor.fetchall():
+            wake.tell(owner_id, batch_id)
 
 
 def _count_in_batch(
-    batch_id: uuid.UUID | None,
-    counter: str,
-    *,
-    cost_usd: Decimal,
-    count: int = 1,
-    outside_chain: bool = False,
+    ended: Sequence[_Moved], counter: str, status: GenerationStatus, *, outside_chain: bool = False
 ) -> None:
-    """Count ended generations, in the transaction that ends them.
+    """Count generations of one batch, or a single one, in the transaction that ends them; log it.
 
     `outside_chain`: their chains are never completed, so the batch's chord never is either. Then
     whoever ends the last one ends the batch as well.
     """
-    if batch_id is None or not count:
+    if not ended:
         return
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            UPDATE batches_batch
-            SET {counter} = {counter} + %s, version = version + 1, cost_usd = cost_usd + %s,
-                has_chord = has_chord AND NOT %s
-            WHERE id = %s
-            RETURNING has_chord
-            """,
-            [count, cost_usd, outside_chain, batch_id],
+    batch_id, version, has_chord = ended[0].batch_id, ended[0].version, True
+    if batch_id is not None:
+        cost_usd = sum((one.cost_usd for one in ended), Decimal(0))
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"""
+                UPDATE batches_batch
+                SET {counter} = {counter} + %s, version = version + %s,
+                    cost_usd = cost_usd + %s, has_chord = has_chord AND NOT %s
+                WHERE id = %s
+                RETURNING version - %s + 1, has_chord
+                """,
+                [len(ended), len(ended), cost_usd, outside_chain, batch_id, len(ended)],
+            )
+            version, has_chord = cursor.fetchone()
+    Event.objects.bulk_create(
+        Event(
+            owner_id=one.owner_id,
+            batch_id=batch_id,
+            generation_id=one.id,
+            kind=EventKind.BATCH_JOB_COMPLETE,
+            status=status,
+            version=version + number,
         )
-        (has_chord,) = cursor.fetchone()
-    if not has_chord:
+        for number, one in enumerate(ended)
+    )
+    wake.tell(ended[0].owner_id, batch_id or ended[0].id)
+    if batch_id is not None and not has_chord:
         finalise_batch(batch_id=batch_id)
 
 
@@ -317,8 +384,9 @@ def start_generations(
     )
     if batch_ids:
         _move_batches(
-            Q(pk__in=batch_ids),
+            Q(),
             BatchStatus.PROCESSING,
+            ids=batch_ids,
             started_at=Coalesce("started_at", Now()),
         )
 
@@ -742,7 +810,7 @@ def requeue_generation(
         # Last, as everywhere: and under a lock, so that a pause that is on its way is either seen
         # here or sees what was requeued.
         batch = Batch.objects.select_for_update(of=("self",)).filter(generations=generation.pk)
-        if BatchStatus.PAUSED in batch.values_list("status", flat=True):
+        if set(BATCH_HELD) & set(batch.values_list("status", flat=True)):
             _move([generation.pk], GenerationStatus.PENDING, "progress = 0")
         wake.dispatch()  # for the slot, and for the time when this one is due
         return True
@@ -783,12 +851,7 @@ def fail_generation(
         if generation.status == GenerationStatus.DOWNLOADING:
             cleanup.discard(image_folder(generation))
         _end_lease(generation.pk)
-        _count_in_batch(
-            generation.batch_id,
-            "failed_count",
-            cost_usd=moved[0].cost_usd,
-            outside_chain=outside_chain,
-        )
+        _count_in_batch(moved, "failed_count", GenerationStatus.FAILED, outside_chain=outside_chain)
         return True
     return False
 
@@ -817,25 +880,39 @@ def complete_generation(
     return True
 
 
+_SEARCH = search_sql(prompt="prompt", owner_id="moved.owner_id", tags="'{}'::text[]")
+
+
 def _complete(generation: Generation, images: Sequence[Image]) -> bool:
-    published = """
+    published = f"""
         , published AS (
             INSERT INTO batches_image
-                (id, generation_id, owner_id, index, file, thumbnail, preview, format, width,
-                 height, size_bytes, sha256, created_at)
-            SELECT image.id, moved.id, %s, index, file, thumbnail, preview, format, width, height,
-                   size_bytes, sha256, statement_timestamp()
-            FROM moved CROSS JOIN jsonb_to_recordset(%s) AS image (
+                (id, generation_id, owner_id, batch_id, model, search, index, file, thumbnail,
+                 preview, format, width, height, size_bytes, sha256, is_saved, tags,
+                 review_status, created_at)
+            SELECT image.id, moved.id, moved.owner_id, moved.batch_id, moved.model, moved.search,
+                   index, file, thumbnail, preview, format, width, height, size_bytes, sha256,
+                   false, ARRAY[]::text[], 'pending', statement_timestamp()
+            FROM (
+                SELECT moved.*, model, {_SEARCH} AS search
+                FROM moved JOIN batches_generation generation USING (id)
+            ) moved CROSS JOIN jsonb_to_recordset(%s) AS image (
                 id uuid, index int, file text, thumbnail text, preview text, format text,
                 width int, height int, size_bytes bigint, sha256 text)
         )"""
     counted = """
         , counted AS (
             UPDATE batches_batch batch
-            SET completed_count = completed_count + 1, version = version + 1,
+            SET completed_count = completed_count + 1, version = batch.version + 1,
                 cost_usd = batch.cost_usd + moved.cost_usd
             FROM moved WHERE batch.id = moved.batch_id AND (SELECT count(*) FROM lane) >= 0
-            RETURNING has_chord
+            RETURNING has_chord, batch.id, batch.version
+        ), logged AS (
+            INSERT INTO batches_event
+                (owner_id, batch_id, generation_id, kind, status, version, created_at)
+            SELECT owner_id, batch_id, moved.id, 'batch_job_complete', 'completed',
+                   COALESCE(counted.version, moved.version), statement_timestamp()
+            FROM moved LEFT JOIN counted ON counted.id = batch_id
         )"""
     fields = ("index", "format", "width", "height", "size_bytes", "sha256")
     rows = [
@@ -853,12 +930,14 @@ def _complete(generation: Generation, images: Sequence[Image]) -> bool:
         attempt_count=generation.attempt_count,
         consequences=_Consequences(
             published + END_LEASE + SLOTS_OF_GONE + counted,
-            [generation.owner_id, json.dumps(rows)],
+            [json.dumps(rows)],
             tells="(SELECT NOT has_chord FROM counted)",
         ),
     )
-    if moved and moved[0].told and generation.batch_id is not None:
-        finalise_batch(batch_id=generation.batch_id)  # else the sweep does it
+    if moved:
+        wake.tell(generation.owner_id, generation.batch_id or generation.pk)
+        if moved[0].told and generation.batch_id is not None:
+            finalise_batch(batch_id=generation.batch_id)  # else the sweep does it
     return bool(moved)
 
 
@@ -899,10 +978,7 @@ def confirm_cancel(
             _keep_result(attempt, result, AttemptOutcome.SUCCEEDED, cost_usd)
         _end_lease(generation.pk)
         _count_in_batch(
-            generation.batch_id,
-            "cancelled_count",
-            cost_usd=moved[0].cost_usd,
-            outside_chain=outside_chain,
+            moved, "cancelled_count", GenerationStatus.CANCELLED, outside_chain=outside_chain
         )
         return True
     return False
@@ -924,19 +1000,13 @@ def finalise_batch(*, batch_id: uuid.UUID) -> bool:
         When(failed_count=0, then=cancelled),
         default=Value(BatchStatus.FAILED),
     )
-    return _move_batches(Q(pk=batch_id) & NOTHING_OPEN, outcome, finished_at=Now()) == 1
+    return _move_batches(NOTHING_OPEN, outcome, ids=[batch_id], finished_at=Now()) == 1
 
 
 # --- What an owner may do -----------------------------------------------------------------------
 #
 # Each of these holds the admissions, so that it and they never see half of each other's work.
 # `False`, or nothing: it cannot be done as things stand.
-
-
-def _line_up(owner_id: int, count: int) -> None:
-    if count:
-        Lane.objects.enqueue(owner_id, count, default_cap=settings.MAX_PARALLEL_PER_USER)
-        wake.dispatch()
 
 
 def _hold_back(owner_id: int, generation_ids: Collection[uuid.UUID]) -> int:
@@ -992,11 +1062,8 @@ def _cancel(generations: Sequence[Generation]) -> tuple[int, list[_Moved]]:
     return len(stopping), ended
 
 
-def _count_cancelled(batch_id: uuid.UUID | None, ended: Sequence[_Moved]) -> None:
-    cost_usd = sum((one.cost_usd for one in ended), Decimal(0))
-    _count_in_batch(
-        batch_id, "cancelled_count", cost_usd=cost_usd, count=len(ended), outside_chain=True
-    )
+def _count_cancelled(ended: Sequence[_Moved]) -> None:
+    _count_in_batch(ended, "cancelled_count", GenerationStatus.CANCELLED, outside_chain=True)
 
 
 def _of_batch(batch: Batch, *statuses: GenerationStatus) -> list[Generation]:
@@ -1026,7 +1093,7 @@ def pause_batch(*, batch: Batch) -> bool:
     with _by_owner():
         _hold_back(batch.owner_id, _ids(_of_batch(batch, GenerationStatus.QUEUED)))
         if not _move_batches(
-            Q(pk=batch.pk, cancel_requested_at=None) & ~NOTHING_OPEN, BatchStatus.PAUSED
+            Q(cancel_requested_at=None) & ~NOTHING_OPEN, BatchStatus.PAUSED, ids=[batch.pk]
         ):
             raise _Refused
         # And what was requeued until the batch was locked, see `requeue_generation`.
@@ -1039,9 +1106,10 @@ def resume_batch(*, batch: Batch) -> bool:
     """Go on with a batch that was paused."""
     with _by_owner():
         _let_go(batch.owner_id, _ids(_of_batch(batch, GenerationStatus.PENDING)))
-        paused = Q(pk=batch.pk, status=BatchStatus.PAUSED, cancel_requested_at=None)
-        if not _move_batches(paused & Q(started_at=None), BatchStatus.PENDING) and not (
-            _move_batches(paused, BatchStatus.PROCESSING)
+        paused = Q(status=BatchStatus.PAUSED, cancel_requested_at=None)
+        fresh = paused & Q(started_at=None)
+        if not _move_batches(fresh, BatchStatus.PENDING, ids=[batch.pk]) and not (
+            _move_batches(paused, BatchStatus.PROCESSING, ids=[batch.pk])
         ):
             raise _Refused
         # And what was held back until the batch was locked, see `requeue_generation`.
@@ -1050,15 +1118,28 @@ def resume_batch(*, batch: Batch) -> bool:
     return False
 
 
+def start_scheduled(*, limit: int) -> int:
+    """Put those batches in line whose time has come; how many."""
+    due = Batch.objects.filter(status=BatchStatus.SCHEDULED, start_at__lte=Now())
+    started = 0
+    for batch in due.only("pk", "owner_id").order_by("start_at")[:limit]:
+        with _by_owner():
+            _let_go(batch.owner_id, _ids(_of_batch(batch, GenerationStatus.PENDING)))
+            scheduled = Q(status=BatchStatus.SCHEDULED, cancel_requested_at=None)
+            if not _move_batches(scheduled, BatchStatus.PENDING, ids=[batch.pk]):
+                raise _Refused
+            started += 1
+    return started
+
+
 def cancel_batch(*, batch: Batch) -> bool:
     """End a batch: what waits at once, what runs when its provider has stopped."""
     with _by_owner():
         _, ended = _cancel(_of_batch(batch, *GENERATION_OPEN))
-        if not Batch.objects.filter(
-            ~NOTHING_OPEN, pk=batch.pk, status__in=BATCH_OPEN, cancel_requested_at=None
-        ).update(cancel_requested_at=Now(), version=F("version") + 1):
+        stoppable = ~NOTHING_OPEN & Q(status__in=BATCH_OPEN, cancel_requested_at=None)
+        if not _change_batches(stoppable, ids=[batch.pk], cancel_requested_at=Now()):
             raise _Refused
-        _count_cancelled(batch.pk, ended)
+        _count_cancelled(ended)
         return True
     return False
 
@@ -1070,13 +1151,14 @@ def delete_batch(*, batch: Batch) -> bool:
         batch.generations.update(deleted_at=Now())
         _, ended = _cancel(_of_batch(batch, *GENERATION_OPEN))
         Image.objects.filter(generation__batch=batch.pk).delete()
-        if not Batch.objects.filter(pk=batch.pk, deleted_at=None).update(
+        if not _change_batches(
+            Q(deleted_at=None),
+            ids=[batch.pk],
             deleted_at=Now(),
             cancel_requested_at=Coalesce("cancel_requested_at", Now()),
-            version=F("version") + 1,
         ):
             raise _Refused
-        _count_cancelled(batch.pk, ended)
+        _count_cancelled(ended)
         cleanup.discard(f"{batch.owner_id}/{batch.pk}")
         _remove_deleted_batches(Q(pk=batch.pk))
         return True
@@ -1091,9 +1173,9 @@ def pause_generation(*, generation: Generation) -> bool:
 
 
 def resume_generation(*, generation: Generation) -> bool:
-    """Put one generation back in line, unless its batch is paused."""
+    """Put one generation back in line, unless its batch is paused or scheduled."""
     with _by_owner():
-        if Batch.objects.filter(generations=generation.pk, status=BatchStatus.PAUSED).exists():
+        if Batch.objects.filter(generations=generation.pk, status__in=BATCH_HELD).exists():
             raise _Refused
         return _let_go(generation.owner_id, [generation.pk]) == 1
     return False
@@ -1103,7 +1185,7 @@ def cancel_generation(*, generation: Generation) -> bool:
     """End one generation: at once, or when its provider has stopped."""
     with _by_owner():
         stopping, ended = _cancel([generation])
-        _count_cancelled(generation.batch_id, ended)
+        _count_cancelled(ended)
         return bool(stopping or ended)
     return False
 
@@ -1116,7 +1198,7 @@ def delete_generation(*, generation: Generation) -> bool:
         row = Generation.objects.filter(pk=generation.pk, deleted_at=None)
         if not row.update(deleted_at=Now(), version=F("version") + 1):
             raise _Refused
-        _cancel([generation])
+        _count_cancelled(_cancel([generation])[1])
         Image.objects.filter(generation=generation.pk).delete()
         cleanup.discard(image_folder(generation))
         _remove_deleted_generations(Q(pk=generation.pk))
@@ -1139,11 +1221,11 @@ def retry_generations(
     with _by_owner():
         asked = Generation.objects.filter(pk__in=_ids(generations), deleted_at=None)
         ids = list(asked.values_list("pk", flat=True))
-        paused = Batch.objects.filter(generations__in=ids, status=BatchStatus.PAUSED)
-        is_paused = batch is not None and paused.exists()
+        held = Batch.objects.filter(generations__in=ids, status__in=BATCH_HELD)
+        is_held = batch is not None and held.exists()
         moved = _move(
             ids,
-            GenerationStatus.PENDING if is_paused else GenerationStatus.QUEUED,
+            GenerationStatus.PENDING if is_held else GenerationStatus.QUEUED,
             "error_code = '', error_message = '', finished_at = NULL, started_at = NULL, "
             "downloading_at = NULL, not_before = NULL, cancel_requested_at = NULL, "
             "progress = 0, retry_count = 0, active_s = 0",
@@ -1153,7 +1235,7 @@ def retry_generations(
         if not moved:
             raise _Refused
         _change_settings([one.id for one in moved], plans or {})
-        if not is_paused:
+        if not is_held:
             _line_up(generations[0].owner_id, len(moved))
         if batch is not None and not _reopen_batch(batch, moved):
             raise _Refused
@@ -1200,9 +1282,9 @@ def _reopen_batch(batch: Batch, moved: Sequence[_Moved]) -> bool:
     failed = sum(one.was == GenerationStatus.FAILED for one in moved)
     ended = Q(status__in=BATCH_TERMINAL)
     return bool(
-        Batch.objects.filter(
-            ended | Q(cancel_requested_at=None), pk=batch.pk, deleted_at=None
-        ).update(
+        _change_batches(
+            (ended | Q(cancel_requested_at=None)) & Q(deleted_at=None),
+            ids=[batch.pk],
             status=Case(
                 When(ended & Q(started_at=None), then=Value(BatchStatus.PENDING)),
                 When(ended, then=Value(BatchStatus.PROCESSING)),
@@ -1214,7 +1296,6 @@ def _reopen_batch(batch: Batch, moved: Sequence[_Moved]) -> bool:
             failed_count=F("failed_count") - failed,
             cancelled_count=F("cancelled_count") - (len(moved) - failed),
             cost_usd=F("cost_usd") - sum((one.cost_usd for one in moved), Decimal(0)),
-            version=F("version") + 1,
         )
     )
 

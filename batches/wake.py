@@ -24,6 +24,8 @@ DISPATCH = "work.dispatch"
 FOLLOW = "work.follow"
 NAMES = (DISPATCH, FOLLOW)
 
+# Where it is told that a batch, or a generation without one, has a new version.
+NEWS = "picture:news"
 _PENDING_KEY = "picture:dispatch"
 _PENDING_TIMEOUT_S = 1
 
@@ -67,6 +69,21 @@ def _follow_now(generation_ids: list[str]) -> None:
         current_app.send_task(FOLLOW, args=(generation_ids,), retry=False, ignore_result=True)
     except (RedisError, OperationalError) as error:
         logger.warning("broker unavailable, they are looked at when planned: %s", error)
+
+
+def tell(owner_id: int, subject: uuid.UUID) -> None:
+    """Have those who follow a batch, or a single generation, told once this is committed.
+
+    A hint like the others: what there is to tell stands in the rows.
+    """
+    transaction.on_commit(partial(_tell_now, f"{owner_id} {subject}"))
+
+
+def _tell_now(message: str) -> None:
+    try:
+        _redis().publish(NEWS, message)
+    except (RedisError, OperationalError) as error:
+        logger.warning("broker unavailable, followers look at the rows: %s", error)
 
 
 def dispatch_begins() -> None:

@@ -84,6 +84,8 @@ app.conf.update(
     task_default_queue="control",
     task_routes={
         "work.generate": {"queue": "generate"},
+        # Waits for other people's servers as well.
+        "publish.*": {"queue": "generate"},
         "work.download": {"queue": "download"},
         "work.*": {"queue": "control"},
     },

@@ -223,6 +223,35 @@ PROVIDER_OUTPUT_HOSTS = names(text("PROVIDER_OUTPUT_HOSTS"))
 # Hosts that users may have reference images fetched from although they are not public.
 REFERENCE_HOSTS = names(text("REFERENCE_HOSTS"))
 
+# --- Channels --------------------------------------------------------------------------------
+PRINTIFY_BASE_URL = read(
+    "PRINTIFY_BASE_URL", plain_url, "https://api.printify.com/v1", form="an http or https URL"
+)
+# `{shop}` stands for the shop's domain.
+SHOPIFY_BASE_URL = read(
+    "SHOPIFY_BASE_URL", plain_url, "https://{shop}", form="an http or https URL"
+)
+SHOPIFY_API_VERSION = read(
+    "SHOPIFY_API_VERSION",
+    matching(r"20[0-9]{2}-(01|04|07|10)"),
+    "2026-04",
+    form="a quarter such as 2026-04",
+)
+
+
+def fernet_keys(value: str) -> list[str]:
+    keys = names(value)
+    if any(len(base64.urlsafe_b64decode(key)) != 32 for key in keys):
+        raise ValueError
+    return keys
+
+
+# What users' credentials are sealed with: the first seals, each opens. Without any it is a key
+# that is made of SECRET_KEY.
+CREDENTIALS_KEYS: list[str] = read(
+    "CREDENTIALS_KEYS", fernet_keys, [], form="Fernet keys separated by commas"
+)
+
 # --- Limits ----------------------------------------------------------------------------------
 MAX_PARALLEL_PER_USER = read(
     "MAX_PARALLEL_PER_USER", whole_number(1, 10_000), 3, form="a whole number from 1 to 10000"
@@ -338,6 +367,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django.contrib.postgres",
     "rest_framework",
+    "channels",
     "django_filters",
     "knox",
     "drf_spectacular",

@@ -152,6 +152,8 @@ def environment(
             "RUNPOD_API_KEY": "rpa_simulated",
             "RUNPOD_ENDPOINT_ID": "simulated",
             "COMFYUI_URL": f"{simulator}/comfyui",
+            "PRINTIFY_BASE_URL": f"{simulator}/printify/v1",
+            "SHOPIFY_BASE_URL": f"{simulator}/shopify/{{shop}}",
         }
     kept = {name: value for name, value in given.items() if name != MARK and value.strip()}
     return {**defaults, **kept, **fixed}

@@ -15,6 +15,7 @@ import pytest
 from picture import embedded
 
 OWN = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "PUBLIC_URL", "STORAGE_BUCKET", "RETRY_DELAYS")
+OWN += ("PRINTIFY_BASE_URL", "SHOPIFY_BASE_URL", "CREDENTIALS_KEYS")
 HOLD = pytest.StashKey[embedded.Hold]()
 
 worker_number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

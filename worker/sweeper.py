@@ -22,9 +22,11 @@ from batches.models import (
     Attempt,
     AttemptOutcome,
     Batch,
+    Event,
     Generation,
     GenerationStatus,
     IdempotentRequest,
+    Image,
     Lease,
     TakenOver,
     WebhookReceipt,
@@ -36,6 +38,7 @@ from worker.providers import can_make, get_provider
 logger = logging.getLogger(__name__)
 
 LIMIT = 200
+DESCRIBE_LIMIT = 2_000
 # Folders at a time: a storage may be slow.
 CLEAN_LIMIT = 20
 # A generation that so many deliveries have died of is given up.
@@ -44,6 +47,7 @@ POISON = "poison"
 RECONCILE_EVERY_S = 30.0
 # Twice the age at which a webhook is refused as stale.
 RECEIPTS_KEPT = timedelta(minutes=10)
+EVENTS_KEPT = timedelta(days=7)
 # Among the advisory locks of the database.
 SWEEP_LOCK, FILES_LOCK = 0x70696374, 0x70696375
 
@@ -86,6 +90,11 @@ def _alone(lock: int) -> Iterator[bool]:
 def dispatch() -> None:
     scheduling.follow_default_cap()
     wake.dispatch_now()
+
+
+def start_scheduled() -> None:
+    """Put batches in line whose time has come."""
+    lifecycle.start_scheduled(limit=LIMIT)
 
 
 def fall_back() -> None:
@@ -163,12 +172,19 @@ def remove_deleted() -> None:
     lifecycle.remove_deleted(limit=LIMIT)
 
 
+def describe_images() -> None:
+    """Have the gallery find the images of before there was one."""
+    Image.objects.describe(DESCRIBE_LIMIT)
+
+
 def forget() -> None:
     """Drop what is kept for a time only."""
     receipts = WebhookReceipt.objects.filter(received_at__lt=Now() - RECEIPTS_KEPT)
     WebhookReceipt.objects.filter(
         pk__in=receipts.order_by("received_at").values("pk")[: LIMIT * 10]
     ).delete()
+    events = Event.objects.filter(created_at__lt=Now() - EVENTS_KEPT)
+    Event.objects.filter(pk__in=events.order_by("created_at").values("pk")[: LIMIT * 10]).delete()
     requests = IdempotentRequest.objects.filter(created_at__lt=Now() - IdempotentRequest.KEPT)
     IdempotentRequest.objects.filter(
         pk__in=requests.order_by("created_at").values("pk")[: LIMIT * 10]
@@ -192,10 +208,12 @@ def compare_counters() -> None:
 
 STEPS: tuple[Callable[[], None], ...] = (
     dispatch,
+    start_scheduled,
     fall_back,
     take_over,
     finalise,
     remove_deleted,
+    describe_images,
     forget,
     compare_counters,
 )

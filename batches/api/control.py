@@ -9,18 +9,18 @@ from django.db import transaction
 from django.shortcuts import get_object_or_404
 
 from batches import lifecycle
-from batches.api.errors import InvalidRequest, InvalidTransition
-from batches.api.planning import planned
-from batches.intake import Problem, check_models, replan, sources_of
+from batches.api.errors import InvalidTransition
+from batches.intake import Problem, Refused, check_models, replan, sources_of
 from batches.models import (
+    BATCH_HELD,
     BATCH_OPEN,
     GENERATION_OPEN,
     GENERATION_RETRYABLE,
     Batch,
-    BatchStatus,
     Generation,
     GenerationStatus,
 )
+from batches.planning import planned
 
 
 def batch_refusal(batch: Batch, done: str) -> InvalidTransition:
@@ -40,9 +40,9 @@ def generation_refusal(generation: Generation, done: str) -> InvalidTransition:
     if generation.status in GENERATION_OPEN and generation.cancel_requested_at is not None:
         subject = "A generation that is being cancelled"
     elif generation.status == GenerationStatus.PENDING and (
-        batch is not None and batch.status == BatchStatus.PAUSED
+        batch is not None and batch.status in BATCH_HELD
     ):
-        subject = "A generation of a paused batch"
+        subject = f"A generation of a {batch.status} batch"
     elif generation.status in GENERATION_RETRYABLE and (
         batch is not None and batch.status in BATCH_OPEN and batch.cancel_requested_at is not None
     ):
@@ -56,7 +56,7 @@ def retrying_batch(
 ) -> Iterator[Callable[[], None]]:
     """Get ready to try the failed generations of a batch once more, or those of these ids.
 
-    What it gives does it: all, or none. Both raise `InvalidRequest` or `InvalidTransition`.
+    What it gives does it: all, or none. Both raise `Refused` or `InvalidTransition`.
     """
     chosen = _chosen(batch, ids)
     with _retrying(batch.owner_id, batch, chosen, overrides) as retry:
@@ -114,7 +114,7 @@ def _of_ids(batch: Batch, ids: Sequence[uuid.UUID]) -> list[Generation]:
         if one not in found
     ]
     if unknown:
-        raise InvalidRequest(unknown)
+        raise Refused(unknown)
     chosen = [found[one] for one in ids]
     for generation in chosen:
         if generation.status not in GENERATION_RETRYABLE:

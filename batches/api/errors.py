@@ -23,7 +23,7 @@ from rest_framework.exceptions import APIException, ErrorDetail, ParseError, Val
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
 
-from batches.intake import Problem
+from batches.intake import Problem, Refused
 from batches.references import Busy, StorageAway
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ DATABASE_AWAY = (OperationalError, InterfaceError)
 
 
 class InvalidRequest(APIException):
-    """A request that was understood and cannot be done as it is."""
+    """What `Refused` is to HTTP."""
 
     status_code = HTTPStatus.UNPROCESSABLE_ENTITY
     default_code = "invalid"
@@ -181,6 +181,8 @@ class _Handler(ExceptionHandler):
             exc.status_code = HTTPStatus.UNPROCESSABLE_ENTITY
         elif isinstance(exc, ParseError) and exc.get_codes() == ParseError.default_code:
             exc.detail = ErrorDetail(str(exc.detail), code="invalid_json")
+        elif isinstance(exc, Refused):
+            return InvalidRequest(exc.problems)
         elif isinstance(exc, DATABASE_AWAY):
             return DatabaseUnavailable()
         elif isinstance(exc, Busy):

@@ -26,16 +26,13 @@ from batches.api.files import base_url, signed_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.parsers import BoundedJSONParser
-from batches.api.planning import collected
-from batches.api.serializers import (
-    ProblemSerializer,
-    ReferenceNameSerializer,
-    StrictSerializer,
-)
+from batches.api.serializers import ProblemSerializer
 from batches.api.uploads import UploadParser
-from batches.api.views import CONFLICT, KEY_IN_USE, CreatedFilter, OwnedView, read_form
+from batches.api.views import CONFLICT, KEY_IN_USE, CreatedFilter, OwnedView, data_of
+from batches.forms import ReferenceNameSerializer, StrictSerializer
 from batches.intake import sources_of
 from batches.models import Reference
+from batches.planning import collected
 from batches.references import Collected, Upload, Wanted
 
 
@@ -113,7 +110,7 @@ class ReferenceView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView,
     @contextmanager
     def _collected(self, request: Request) -> Iterator[tuple[Wanted, Collected]]:
         is_form = request.content_type.startswith(UploadParser.media_type)
-        form = read_form(NewUploadSerializer if is_form else NewReferenceSerializer, request)
+        form = data_of(NewUploadSerializer if is_form else NewReferenceSerializer, request)
         ((place, value),) = form.items()
         wanted: Wanted
         wanted = value if isinstance(value, Upload) else sources_of({"references": [form]})[0]

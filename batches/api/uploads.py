@@ -9,11 +9,10 @@ from django.core.exceptions import SuspiciousOperation
 from django.core.files.uploadhandler import FileUploadHandler
 from django.http import QueryDict
 from django.http.multipartparser import MultiPartParser, MultiPartParserError
-from rest_framework.exceptions import APIException, ParseError
+from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser, DataAndFiles
 
-from batches.api.errors import InvalidRequest
-from batches.intake import Problem
+from batches.intake import Problem, Refused
 from batches.references import Upload, spool, too_large
 
 
@@ -21,7 +20,7 @@ class UploadParser(BaseParser):
     """A form with one file, called `file`, and nothing else; its data is an `Upload`.
 
     The file is spooled and hashed while it is read, and read no further than it may be long.
-    Raises `InvalidRequest`, or ParseError for what is no form.
+    Raises `Refused`, or ParseError for what is no form.
     """
 
     media_type = "multipart/form-data"
@@ -43,7 +42,7 @@ class UploadParser(BaseParser):
         except (MultiPartParserError, SuspiciousOperation) as error:
             handler.close()
             raise ParseError(f"The body is not a form: {error}", code="invalid_form") from None
-        except APIException:
+        except Refused:
             handler.close()
             raise
         return DataAndFiles(fields, files)
@@ -62,13 +61,13 @@ class _UploadHandler(FileUploadHandler):
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         super().new_file(*args, **kwargs)
         if self._spool is not None:
-            raise InvalidRequest([Problem("file", "too_many", "There may be one file at a time.")])
+            raise Refused([Problem("file", "too_many", "There may be one file at a time.")])
         self._spool = spool()
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
         self._size_bytes += len(raw_data)
         if self._size_bytes > settings.MAX_REFERENCE_BYTES:
-            raise InvalidRequest([Problem("file", *too_large())])
+            raise Refused([Problem("file", *too_large())])
         self._digest.update(raw_data)
         self._spool.write(raw_data)
 
@@ -80,7 +79,7 @@ class _UploadHandler(FileUploadHandler):
     def finish(self, fields: QueryDict) -> None:
         """Check that the file was one, and ended."""
         if "file" in fields:
-            raise InvalidRequest([Problem("file", "invalid", "Must be a file.")])
+            raise Refused([Problem("file", "invalid", "Must be a file.")])
         if self._spool is not None and not self._is_complete:
             raise MultiPartParserError("it ends before its file does")
 

@@ -35,29 +35,25 @@ from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.negotiation import JSONAlways
 from batches.api.pagination import RecentFirst
-from batches.api.planning import Planned, planned
 from batches.api.serializers import (
     BatchSerializer,
     GenerationSerializer,
     ImageSerializer,
     ModelListSerializer,
     ModelSerializer,
-    NewBatchSerializer,
-    NewGenerationSerializer,
-    NothingSerializer,
     ProblemSerializer,
-    RetryBatchSerializer,
-    RetryGenerationSerializer,
-    StrictSerializer,
     TransitionProblemSerializer,
 )
 from batches.catalogue import Offer, offers
-from batches.intake import (
-    plan_generations,
-    sources_by_place,
-    unavailable_reason,
-    with_ids,
+from batches.forms import (
+    NewBatchSerializer,
+    NewGenerationSerializer,
+    NothingSerializer,
+    RetryBatchSerializer,
+    RetryGenerationSerializer,
+    StrictSerializer,
 )
+from batches.intake import unavailable_reason
 from batches.models import (
     Attempt,
     Batch,
@@ -65,6 +61,15 @@ from batches.models import (
     Generation,
     GenerationStatus,
     Image,
+)
+from batches.submission import (
+    ReadyBatch,
+    ReadyGeneration,
+    ask_batch,
+    ask_generation,
+    batch_ready,
+    generation_ready,
+    read_form,
 )
 from generation.images import FORMATS
 
@@ -152,10 +157,8 @@ class OwnedView(GenericAPIView):
         return Response(self.get_serializer(row).data)
 
 
-def read_form(form_class: type[StrictSerializer], request: Request) -> dict[str, Any]:
-    form = form_class(data=request.data)
-    form.is_valid(raise_exception=True)
-    data: dict[str, Any] = form.validated_data
+def data_of(form_class: type[StrictSerializer], request: Request) -> dict[str, Any]:
+    data: dict[str, Any] = read_form(form_class, request.data).validated_data
     return data
 
 
@@ -178,16 +181,9 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
         )
 
     @contextmanager
-    def _planned(self, request: Request) -> Iterator[tuple[dict[str, Any], Planned]]:
-        form = NewBatchSerializer(data=request.data)
-        form.is_valid(raise_exception=True)
-        data, prompts = form.validated_data, form.asked()
-        at = "prompts.{}." if "prompts" in data else ""
-        woven = {"style": data["style"], "genre": data["genre"]}
-        plan = plan_generations(prompts, data["settings"], **woven, at=at)
-        places = sources_by_place(prompts, data["settings"], at=at)
-        with planned(self.owner_id, plan, places) as ready:
-            yield data, ready
+    def _ready(self, request: Request) -> Iterator[ReadyBatch]:
+        with batch_ready(self.owner_id, ask_batch(request.data)) as ready:
+            yield ready
 
     @extend_schema(
         summary="Submit a batch of prompts",
@@ -222,17 +218,9 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
             ),
         ],
     )
-    @idempotent(_planned)
-    def create(self, request: Request, ready: tuple[dict[str, Any], Planned]) -> Response:
-        data, plan = ready
-        with plan.settled() as (generations, ids):
-            batch = lifecycle.submit_batch(
-                owner_id=self.owner_id,
-                generations=generations,
-                settings_asked=with_ids(data["settings"], ids),
-                **{name: data[name] for name in ("name", "style", "genre", "tags", "priority")},
-            )
-        return self.accepted("batches", batch)
+    @idempotent(_ready)
+    def create(self, request: Request, ready: ReadyBatch) -> Response:
+        return self.accepted("batches", ready.submit())
 
     @extend_schema(
         summary="Start nothing more of a batch; what runs is finished",
@@ -264,7 +252,7 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
     @contextmanager
     def _retrying(self, request: Request, pk: uuid.UUID) -> Iterator[Callable[[], None]]:
         batch = self._own(pk)
-        data = read_form(RetryBatchSerializer, request)
+        data = data_of(RetryBatchSerializer, request)
         with control.retrying_batch(batch, data.get("ids"), data["settings"]) as retry:
             yield retry
 
@@ -302,7 +290,7 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
     def _control(self, act: Callable[..., bool], done: str) -> Response:
         pk = self.kwargs["pk"]
         batch = self._own(pk)
-        read_form(NothingSerializer, self.request)
+        data_of(NothingSerializer, self.request)
         if not act(batch=batch):
             raise control.batch_refusal(self._own(pk), done)
         return self.as_it_is(pk)
@@ -332,15 +320,9 @@ class GenerationView(
         )
 
     @contextmanager
-    def _planned(self, request: Request) -> Iterator[tuple[dict[str, Any], Planned]]:
-        form = NewGenerationSerializer(data=request.data)
-        form.is_valid(raise_exception=True)
-        data, prompts, flat = form.validated_data, [form.asked()], form.is_flat
-        woven = {"style": data["style"], "genre": data["genre"]}
-        plan = plan_generations(prompts, data["settings"], **woven, at="", flat=flat, splits=False)
-        places = sources_by_place(prompts, data["settings"], flat=flat)
-        with planned(self.owner_id, plan, places) as ready:
-            yield data, ready
+    def _ready(self, request: Request) -> Iterator[ReadyGeneration]:
+        with generation_ready(self.owner_id, ask_generation(request.data)) as ready:
+            yield ready
 
     @extend_schema(
         summary="Submit a single image",
@@ -368,14 +350,9 @@ class GenerationView(
             ),
         ],
     )
-    @idempotent(_planned)
-    def create(self, request: Request, ready: tuple[dict[str, Any], Planned]) -> Response:
-        data, plan = ready
-        with plan.settled() as ((generation,), _):
-            row = lifecycle.submit_generation(
-                owner_id=self.owner_id, generation=generation, priority=data["priority"]
-            )
-        return self.accepted("generations", row)
+    @idempotent(_ready)
+    def create(self, request: Request, ready: ReadyGeneration) -> Response:
+        return self.accepted("generations", ready.submit())
 
     @extend_schema(
         summary="Hold back a generation that waits",
@@ -407,7 +384,7 @@ class GenerationView(
     @contextmanager
     def _retrying(self, request: Request, pk: uuid.UUID) -> Iterator[Callable[[], None]]:
         generation = self._own(pk)
-        data = read_form(RetryGenerationSerializer, request)
+        data = data_of(RetryGenerationSerializer, request)
         with control.retrying_generation(generation, data["settings"]) as retry:
             yield retry
 
@@ -453,7 +430,7 @@ class GenerationView(
     def _control(self, act: Callable[..., bool], done: str) -> Response:
         pk = self.kwargs["pk"]
         generation = self._own(pk)
-        read_form(NothingSerializer, self.request)
+        data_of(NothingSerializer, self.request)
         if not act(generation=generation):
             raise control.generation_refusal(self._own(pk), done)
         return self.as_it_is(pk)

@@ -5,8 +5,7 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from batches import references
-from batches.api.errors import InvalidRequest
-from batches.intake import Plan, Problem, fitting, sources_of, with_references
+from batches.intake import Plan, Problem, Refused, fitting, sources_of, with_references
 from batches.lifecycle import NewGeneration
 from batches.references import Collected, LookedUp, Refusal, Wanted
 
@@ -34,7 +33,7 @@ def planned(
 ) -> Iterator[Planned]:
     """Take in the pictures of a plan, unless it has problems. Not to be called in a transaction.
 
-    `places` are the pictures by where they stand in the request. Raises `InvalidRequest`.
+    `places` are the pictures by where they stand in the request. Raises `Refused`.
     """
     problems, plans = _parted(plan)
     needed = [one for each in plans for one in sources_of(each.settings)]
@@ -42,7 +41,7 @@ def planned(
     with collected(looked_up, places, problems) as pictures:
         too_large, fitted = _parted(fitting(each, pictures.size_bytes) for each in plans)
         if too_large:
-            raise InvalidRequest(list({one.field: one for one in too_large}.values()))
+            raise Refused(list({one.field: one for one in too_large}.values()))
         yield Planned(fitted, pictures)
 
 
@@ -58,15 +57,15 @@ def _parted(plan: Iterable[Plan | Problem]) -> tuple[list[Problem], list[Plan]]:
 def collected(
     looked_up: LookedUp, places: Mapping[str, Wanted], problems: Collection[Problem] = ()
 ) -> Iterator[Collected]:
-    """Take in pictures, if there are no problems so far. Raises `InvalidRequest`."""
+    """Take in pictures, if there are no problems so far. Raises `Refused`."""
 
     def at_their_places(refusals: Mapping[Wanted, Refusal]) -> list[Problem]:
         named = [Problem(place, *refusals[one]) for place, one in places.items() if one in refusals]
         return named or [Problem("settings.references", *one) for one in refusals.values()]
 
     if told := [*problems, *at_their_places(looked_up.refusals)]:
-        raise InvalidRequest(told)
+        raise Refused(told)
     with references.collect(looked_up) as pictures:
         if not isinstance(pictures, Collected):
-            raise InvalidRequest(at_their_places(pictures))
+            raise Refused(at_their_places(pictures))
         yield pictures

@@ -1,8 +1,4 @@
-"""The rows that hold the truth: batches, generations, attempts, images, lanes, pools, leases.
-
-Reads live here as QuerySet methods. Statuses are written by `batches.lifecycle` alone, leases
-and lanes by `batches.scheduling` and `batches.lifecycle`.
-"""
+"""How work stands: batches, generations, attempts, images, lanes, pools, leases."""
 
 import json
 import time
@@ -15,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVectorField
 from django.db import connection, models
 from django.db.models import F, Q
 from django.db.models.expressions import RawSQL
@@ -47,14 +45,16 @@ class GenerationStatus(models.TextChoices):
 class BatchStatus(models.TextChoices):
     """Where a batch stands.
 
-        pending | processing ──► completed | partial | failed | cancelled
-           ▲  paused  ▲             and from there ──► processing, when its owner asks for a retry
-           └────┴─────┘
+        scheduled ──► pending | processing ──► completed | partial | failed | cancelled
+                         ▲  paused  ▲             and from there ──► processing, when its owner
+                         └────┴─────┘             asks for a retry
 
-    `paused`: nothing more of it is started. `completed`: every generation completed; `partial`:
+    `scheduled`: nothing of it is started before its `start_at`, nor while it is `paused`. It may
+    be cancelled as well. `completed`: every generation completed; `partial`:
     some did; `failed`: none did; `cancelled`: stopped by its owner before all had ended.
     """
 
+    SCHEDULED = "scheduled"
     PENDING = "pending"
     PROCESSING = "processing"
     PAUSED = "paused"
@@ -82,9 +82,11 @@ GENERATION_FROM: dict[GenerationStatus, tuple[GenerationStatus, ...]] = {
 
 _B = BatchStatus
 BATCH_TERMINAL = (_B.COMPLETED, _B.PARTIAL, _B.FAILED, _B.CANCELLED)
-BATCH_OPEN = (_B.PENDING, _B.PROCESSING, _B.PAUSED)
+BATCH_OPEN = (_B.SCHEDULED, _B.PENDING, _B.PROCESSING, _B.PAUSED)
+# Of which nothing may be started: what is open of it and not at work is `pending`.
+BATCH_HELD = (_B.SCHEDULED, _B.PAUSED)
 BATCH_FROM: dict[BatchStatus, tuple[BatchStatus, ...]] = {
-    _B.PENDING: (_B.PAUSED,),
+    _B.PENDING: (_B.SCHEDULED, _B.PAUSED),
     _B.PROCESSING: (_B.PENDING, _B.PAUSED),
     _B.PAUSED: (_B.PENDING, _B.PROCESSING),
     _B.COMPLETED: BATCH_OPEN,
@@ -224,6 +226,17 @@ class Batch(models.Model):
     deleted_at = models.DateTimeField(
         null=True, blank=True, help_text="Set: gone for its owner, and soon altogether."
     )
+    start_at = models.DateTimeField(
+        null=True, blank=True, help_text="Nothing of it is started before that time."
+    )
+    template = models.ForeignKey(
+        "Template",
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="batches",
+        help_text="What it was made from.",
+    )
     has_chord = models.BooleanField(
         default=True,
         db_default=True,
@@ -248,6 +261,7 @@ class Batch(models.Model):
                 fields=["id"], name="batch_deleted", condition=Q(deleted_at__isnull=False)
             ),
             models.Index(fields=["id"], name="batch_open", condition=Q(finished_at=None)),
+            models.Index(fields=["start_at"], name="batch_due", condition=Q(status="scheduled")),
         )
         constraints = (
             models.CheckConstraint(
@@ -260,6 +274,10 @@ class Batch(models.Model):
                 condition=Q(
                     total_count__gte=F("completed_count") + F("failed_count") + F("cancelled_count")
                 ),
+            ),
+            models.CheckConstraint(
+                name="batch_scheduled_for_a_time",
+                condition=~Q(status="scheduled") | Q(start_at__isnull=False),
             ),
             models.CheckConstraint(name="batch_not_empty", condition=Q(total_count__gte=1)),
             models.CheckConstraint(
@@ -499,6 +517,8 @@ class Generation(models.Model):
     prompt = models.TextField(help_text="As it was asked.")
     final_prompt = models.TextField(help_text="With style and genre, as it is sent.")
     negative_prompt = models.TextField(blank=True)
+    style = models.CharField(max_length=100, blank=True, default="", db_default="")
+    genre = models.CharField(max_length=100, blank=True, default="", db_default="")
     seed = models.BigIntegerField(null=True, blank=True)
     model = models.CharField(max_length=200)
     settings = models.JSONField(default=dict, help_text="The settings as they were asked.")
@@ -765,13 +785,54 @@ def image_key(image: "Image", filename: str) -> str:
     return f"{image_folder(image.generation)}/{filename}"
 
 
+class ReviewStatus(models.TextChoices):
+    """What its owner thinks of an image. Each may become any other."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+
+
+TAG_LENGTH, TAGS_MAX = 50, 20
+
+
+def search_sql(*, prompt: str, owner_id: str, tags: str) -> str:
+    """What `Image.search` holds: the words of its prompt, its owner and its tags, of expressions.
+
+    So one index finds the images of one owner that have all of what is asked for.
+    """
+    return f"""
+        to_tsvector('english', {prompt}) || array_to_tsvector(
+            'owner:' || {owner_id} || ARRAY(SELECT 'tag:' || tag FROM unnest({tags}) AS tag))"""
+
+
 class ImageQuerySet(models.QuerySet["Image"]):
     def owned_by(self, user_id: int) -> Self:
         return self.filter(owner_id=user_id)
 
+    def describe(self, limit: int) -> int:
+        """Fill in what images of before there was a gallery lack; how many."""
+        search = search_sql(prompt="prompt", owner_id="image.owner_id", tags="tags")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"""
+                UPDATE batches_image image
+                SET batch_id = generation.batch_id, model = generation.model, search = {search}
+                FROM batches_generation generation
+                WHERE generation.id = generation_id AND image.id IN (
+                    SELECT id FROM batches_image WHERE search IS NULL LIMIT %s
+                    FOR UPDATE SKIP LOCKED)
+                """,
+                [limit],
+            )
+            return int(cursor.rowcount)
+
 
 class Image(models.Model):
-    """One verified file in storage, with its thumbnail and its preview."""
+    """One verified file in storage, with its thumbnail and its preview.
+
+    `batch`, `model` and `search` repeat what its generation says, for the gallery's indexes.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     generation = models.ForeignKey(
@@ -786,6 +847,16 @@ class Image(models.Model):
         related_name="images",
         db_index=False,  # `image_owner_recent` serves
     )
+    batch = models.ForeignKey(
+        Batch,
+        on_delete=models.CASCADE,
+        related_name="images",
+        null=True,
+        blank=True,
+        db_index=False,  # `image_batch_recent` serves
+    )
+    model = models.CharField(max_length=200, blank=True, default="", db_default="")
+    search = SearchVectorField(null=True, blank=True, editable=False)
     index = models.PositiveSmallIntegerField(default=0)
     file = models.FileField(upload_to=image_key, max_length=300)
     thumbnail = models.FileField(upload_to=image_key, max_length=300)
@@ -801,6 +872,20 @@ class Image(models.Model):
     height = models.PositiveIntegerField()
     size_bytes = models.PositiveBigIntegerField()
     sha256 = models.CharField(max_length=64)
+    is_saved = models.BooleanField(default=False, db_default=False)
+    tags = ArrayField(
+        models.CharField(max_length=TAG_LENGTH),
+        default=list,
+        db_default=models.Value([], ArrayField(models.CharField(max_length=TAG_LENGTH))),
+        blank=True,
+    )
+    review_status = models.CharField(
+        max_length=10,
+        choices=ReviewStatus,
+        default=ReviewStatus.PENDING,
+        db_default=ReviewStatus.PENDING,
+    )
+    reviewed_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     objects = ImageQuerySet.as_manager()
@@ -809,6 +894,24 @@ class Image(models.Model):
         indexes = (
             models.Index(fields=["owner", "-created_at", "-id"], name="image_owner_recent"),
             models.Index(fields=["-created_at", "-id"], name="image_recent"),
+            # The gallery's filters, each in the gallery's order.
+            models.Index(fields=["batch", "-created_at", "-id"], name="image_batch_recent"),
+            models.Index(
+                fields=["owner", "review_status", "-created_at", "-id"], name="image_review"
+            ),
+            models.Index(
+                fields=["owner", "-created_at", "-id"],
+                name="image_saved",
+                condition=Q(is_saved=True),
+            ),
+            models.Index(fields=["owner", "model", "-created_at", "-id"], name="image_model"),
+            models.Index(fields=["owner", "format", "-created_at", "-id"], name="image_format"),
+            GinIndex(fields=["search"], name="image_search", gin_pending_list_limit=512),
+            models.Index(fields=["id"], name="image_undescribed", condition=Q(search=None)),
+            # The operators' review queue.
+            models.Index(
+                fields=["review_status", "-created_at", "-id"], name="image_review_recent"
+            ),
         )
         constraints = (
             models.UniqueConstraint(
@@ -818,10 +921,41 @@ class Image(models.Model):
             models.CheckConstraint(
                 name="image_has_size", condition=Q(width__gte=1, height__gte=1, size_bytes__gte=1)
             ),
+            models.CheckConstraint(
+                name="image_reviewed_at_a_time",
+                condition=Q(review_status="pending") | Q(reviewed_at__isnull=False),
+            ),
         )
 
     def __str__(self) -> str:
         return f"{self.generation_id} {self.index}"
+
+
+class Review(models.Model):
+    """One decision about an image: who, when and why."""
+
+    image = models.ForeignKey(
+        Image,
+        on_delete=models.CASCADE,
+        related_name="reviews",
+        db_index=False,  # `review_of_image` serves
+    )
+    reviewer = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="+",
+        db_index=False,
+    )
+    status = models.CharField(max_length=10, choices=ReviewStatus)
+    reason = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        indexes = (models.Index(fields=["image", "-created_at", "-id"], name="review_of_image"),)
+
+    def __str__(self) -> str:
+        return f"{self.image_id} {self.status}"
 
 
 def reference_folder(owner_id: int, reference_id: uuid.UUID) -> str:
@@ -1115,12 +1249,12 @@ FREE_SLOT = """
         SET holds_slot = false, is_held = false,
             expires_at = statement_timestamp() + make_interval(secs => %s)
         FROM moved WHERE lease.generation_id = moved.id AND holds_slot
-        RETURNING owner_id, true AS held_slot
+        RETURNING lease.owner_id, true AS held_slot
     )"""
 END_LEASE = """
     , gone AS (
         DELETE FROM batches_lease lease USING moved WHERE lease.generation_id = moved.id
-        RETURNING owner_id, holds_slot AS held_slot
+        RETURNING lease.owner_id, holds_slot AS held_slot
     )"""
 SLOTS_OF_GONE = """
     , lane AS (

@@ -1,0 +1,1 @@
+"""What became of a user's batches, in figures."""

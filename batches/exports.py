@@ -1,0 +1,1 @@
+"""Images as one streamed ZIP."""

@@ -1,0 +1,1 @@
+"""Recurring batches: when they are due, and their runs."""

@@ -1,0 +1,1 @@
+"""Batches with placeholders, kept to be made again."""

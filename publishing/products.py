@@ -1,0 +1,1 @@
+"""What can be published where: the product types of each channel."""
