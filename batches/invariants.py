@@ -211,6 +211,20 @@ def _terminal() -> list[str]:
     )
 
 
+def _events() -> list[str]:
+    """Of batches whose first event is still kept; older ones had none, or are forgotten in part."""
+    return _rows(
+        """
+        SELECT batch.id, version, told FROM batches_batch batch
+        JOIN LATERAL (
+            SELECT count(*) AS told, min(version) AS first, max(version) AS last
+            FROM batches_event WHERE batch_id = batch.id
+        ) log ON true
+        WHERE log.first = 1 AND (log.told <> batch.version OR log.last <> batch.version)
+        """
+    )
+
+
 CHECKS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("I1", "every started generation ends before its deadline", _overdue),
     ("I2", "at most one submission per attempt, each on record", _submissions),
@@ -218,6 +232,7 @@ CHECKS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("I4", "slots and lines equal leases and rows", _slots),
     ("I5", "every completed generation has its image", _assets),
     ("I5", "every picture has its files, and every file its picture", _files),
+    ("I6", "every transition of a batch is logged once, in order", _events),
     ("I8", "what has ended stays ended", _terminal),
 )
 
