@@ -888,17 +888,18 @@ def _complete(generation: Generation, images: Sequence[Image]) -> bool:
         , published AS (
             INSERT INTO batches_image
                 (id, generation_id, owner_id, batch_id, model, search, index, file, thumbnail,
-                 preview, format, width, height, size_bytes, sha256, is_saved, tags,
-                 review_status, created_at)
+                 preview, format, width, height, made_width, made_height, size_bytes, sha256,
+                 is_saved, tags, review_status, created_at)
             SELECT image.id, moved.id, moved.owner_id, moved.batch_id, moved.model, moved.search,
-                   index, file, thumbnail, preview, format, width, height, size_bytes, sha256,
-                   false, ARRAY[]::text[], 'pending', statement_timestamp()
+                   index, file, thumbnail, preview, format, width, height, made_width,
+                   made_height, size_bytes, sha256, false, ARRAY[]::text[], 'pending', statement_timestamp()
             FROM (
                 SELECT moved.*, model, {_SEARCH} AS search
                 FROM moved JOIN batches_generation generation USING (id)
             ) moved CROSS JOIN jsonb_to_recordset(%s) AS image (
                 id uuid, index int, file text, thumbnail text, preview text, format text,
-                width int, height int, size_bytes bigint, sha256 text)
+                width int, height int, made_width int, made_height int, size_bytes bigint,
+                sha256 text)
         )"""
     counted = """
         , counted AS (
@@ -914,7 +915,9 @@ def _complete(generation: Generation, images: Sequence[Image]) -> bool:
                    COALESCE(counted.version, moved.version), statement_timestamp()
             FROM moved LEFT JOIN counted ON counted.id = batch_id
         )"""
-    fields = ("index", "format", "width", "height", "size_bytes", "sha256")
+    fields = (
+        "index", "format", "width", "height", "made_width", "made_height", "size_bytes", "sha256"
+    )  # fmt: skip
     rows = [
         {
             "id": str(image.pk),

@@ -138,6 +138,9 @@ class Publication(models.Model):
     )
     version = models.PositiveIntegerField(default=1)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
+    started_at = models.DateTimeField(
+        db_default=Now(), help_text="When it was asked for last; its deadline counts from then."
+    )
     published_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 

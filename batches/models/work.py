@@ -870,6 +870,10 @@ class Image(models.Model):
     format = models.CharField(max_length=10, help_text="As found in the bytes.")
     width = models.PositiveIntegerField()
     height = models.PositiveIntegerField()
+    made_width = models.PositiveIntegerField(
+        null=True, blank=True, help_text="As the model made it, where it was resized."
+    )
+    made_height = models.PositiveIntegerField(null=True, blank=True)
     size_bytes = models.PositiveBigIntegerField()
     sha256 = models.CharField(max_length=64)
     is_saved = models.BooleanField(default=False, db_default=False)
