@@ -217,7 +217,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='image',
-            index=models.Index(condition=models.Q(('is_saved', True)), fields=['owner', '-created_at', '-id'], name='image_saved'),
+            index=models.Index(fields=['owner', 'is_saved', '-created_at', '-id'], name='image_saved'),
         ),
         migrations.AddIndex(
             model_name='image',

@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, NamedTuple, Self
@@ -139,8 +139,10 @@ class Outlook:
     def of(cls, batch: "Batch") -> "Outlook | None":
         """The outlook of a batch that was read `with_outlook`."""
         row = getattr(batch, "outlook_row", None)
-        if row is None:
-            return None
+        return None if row is None else cls.read(row)
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> "Outlook":
         pools = {name: PoolOutlook(*pool) for name, pool in row["pools"].items()}
         return cls(**{**row, "now": datetime.fromisoformat(row["now"]), "pools": pools})
 
@@ -149,8 +151,8 @@ _OUTLOOK = """
     CASE WHEN batches_batch.finished_at IS NULL THEN (
         SELECT jsonb_build_object(
             'now', statement_timestamp(),
-            'cap', lane.cap,
-            'running', lane.running,
+            'cap', COALESCE(lane.cap, %s),
+            'running', COALESCE(lane.running, 0),
             'ahead', (
                 SELECT count(*) FROM batches_pool pool CROSS JOIN LATERAL (
                     (SELECT FROM batches_generation
@@ -177,8 +179,13 @@ _OUTLOOK = """
                     GREATEST(0, COALESCE(
                         extract(epoch FROM blocked_until - statement_timestamp()), 0)))), '{}')
                 FROM batches_pool))
-        FROM batches_lane lane WHERE lane.owner_id = batches_batch.owner_id) END
+        FROM (SELECT) one
+        LEFT JOIN batches_lane lane ON lane.owner_id = batches_batch.owner_id) END
 """
+
+
+def _outlook_params() -> list[int]:
+    return [settings.MAX_PARALLEL_PER_USER, Outlook.MAX_AHEAD, Outlook.MAX_AHEAD]
 
 
 class BatchQuerySet(models.QuerySet["Batch"]):
@@ -192,8 +199,22 @@ class BatchQuerySet(models.QuerySet["Batch"]):
 
     def with_outlook(self) -> Self:
         """Adds `outlook_row`, see `Outlook.of`, in the same query."""
-        row = RawSQL(_OUTLOOK, [Outlook.MAX_AHEAD] * 2, output_field=models.JSONField())
+        row = RawSQL(_OUTLOOK, _outlook_params(), output_field=models.JSONField())
         return self.annotate(outlook_row=row)
+
+    def outlook_for(self, owner_id: int, priority: int) -> Outlook:
+        """What the outlook of a batch would be, were it submitted now."""
+        unsaved = """
+            (SELECT %s::bigint AS owner_id, %s::smallint AS priority,
+                    statement_timestamp() AS created_at, NULL AS finished_at)
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT ({_OUTLOOK})::text FROM {unsaved} batches_batch",
+                [*_outlook_params(), owner_id, priority],
+            )
+            (row,) = cursor.fetchone()
+        return Outlook.read(json.loads(row))
 
 
 class Batch(models.Model):
@@ -383,7 +404,8 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
                        attempt.created_at,
                        COALESCE(extract(epoch FROM statement_timestamp() - submitted_at), 0),
                        COALESCE(extract(epoch FROM statement_timestamp() - attempt.created_at), 0),
-                       claimed.id, claimed.turn, COALESCE(pool.failure_count, 0)
+                       claimed.id, claimed.turn, COALESCE(pool.failure_count, 0),
+                       (generation.settings->'resize')::text
                 FROM claimed
                 JOIN batches_generation generation ON generation.id = claimed.generation_id
                 LEFT JOIN batches_pool pool ON pool.name = generation.provider
@@ -415,6 +437,8 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
             kind=row[12],
             output_count=row[13],
             fallbacks=json.loads(row[14]),
+            # All that a delivery needs of them; the rest is in `input`.
+            settings={"resize": row[28] and json.loads(row[28])},
         )
         attempt = row[16] and Attempt(
             id=row[16],
@@ -903,11 +927,7 @@ class Image(models.Model):
             models.Index(
                 fields=["owner", "review_status", "-created_at", "-id"], name="image_review"
             ),
-            models.Index(
-                fields=["owner", "-created_at", "-id"],
-                name="image_saved",
-                condition=Q(is_saved=True),
-            ),
+            models.Index(fields=["owner", "is_saved", "-created_at", "-id"], name="image_saved"),
             models.Index(fields=["owner", "model", "-created_at", "-id"], name="image_model"),
             models.Index(fields=["owner", "format", "-created_at", "-id"], name="image_format"),
             GinIndex(fields=["search"], name="image_search", gin_pending_list_limit=512),
