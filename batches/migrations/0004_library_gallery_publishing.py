@@ -380,6 +380,10 @@ class Migration(migrations.Migration):
             model_name='schedulerun',
             index=models.Index(condition=models.Q(('status', 'due')), fields=['due_at'], name='schedule_run_due'),
         ),
+        migrations.AddIndex(
+            model_name='schedulerun',
+            index=models.Index(fields=['schedule', '-created_at', '-id'], name='schedule_run_recent'),
+        ),
         migrations.AddConstraint(
             model_name='schedulerun',
             constraint=models.UniqueConstraint(fields=('schedule', 'due_at'), name='schedule_run_once'),

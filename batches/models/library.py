@@ -146,6 +146,7 @@ class ScheduleRun(models.Model):
     class Meta:
         indexes = (
             models.Index(fields=["due_at"], name="schedule_run_due", condition=Q(status="due")),
+            models.Index(fields=["schedule", "-created_at", "-id"], name="schedule_run_recent"),
         )
         constraints = (
             models.UniqueConstraint(fields=["schedule", "due_at"], name="schedule_run_once"),
