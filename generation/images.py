@@ -8,6 +8,7 @@ so that a large picture takes little memory; `generation.renditions` decodes it.
 import contextlib
 import hashlib
 import io
+import os
 import re
 import struct
 import zlib
@@ -20,7 +21,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from generation import renditions, svg
 from generation.provider import ErrorClass, Failure
-from generation.renditions import Encoded, Renditions
+from generation.renditions import Encoded, Renditions, Resize
 
 MAX_PIXELS = 32 * 1024 * 1024  # twice the largest picture that any model here makes
 MAX_BYTES = 50 * 1024 * 1024
@@ -108,6 +109,65 @@ def verify(
         if image_format == "svg":
             return _verify_svg(file, max_pixels)
         return _verify_raster(file, size_bytes, image_format, max_pixels)
+
+
+def resize(
+    source: BinaryIO, verified: VerifiedImage, wanted: Resize, into: BinaryIO
+) -> VerifiedImage | Failure:
+    """Write a verified picture in another size into a file of the system's, and describe that.
+
+    In the format that it has; one in AVIF becomes a WebP file, and a large transparent one a PNG.
+    Not for an SVG. A `Failure` is of class `BAD_OUTPUT`.
+    """
+    if verified.format == "avif":
+        written = _resize_avif(source, into, wanted)
+    else:
+        encoded = _encoded(source, source.seek(0, io.SEEK_END))
+        written = renditions.resize(encoded, into.fileno(), verified.format, wanted)
+    made = written if isinstance(written, str) else renditions.make(into.fileno())
+    if isinstance(written, str) or isinstance(made, str):
+        return _bad(f"The image cannot be resized: {made}.")
+    digest = hashlib.sha256()
+    into.seek(0)
+    while block := into.read(_BLOCK_BYTES):
+        digest.update(block)
+    return VerifiedImage(
+        format=written.format,
+        width_px=wanted.width_px,
+        height_px=wanted.height_px,
+        size_bytes=os.fstat(into.fileno()).st_size,
+        sha256=digest.hexdigest(),
+        extension=EXTENSIONS[written.format],
+        content_type=f"image/{written.format}",
+        thumbnail=made.thumbnail,
+        preview=made.preview,
+    )
+
+
+def _resize_avif(file: BinaryIO, into: BinaryIO, wanted: Resize) -> renditions.Written | str:
+    file.seek(0)
+    with Image.open(file, formats=("AVIF",)) as image:
+        profile = image.info.get("icc_profile") or b""
+        ImageOps.exif_transpose(image, in_place=True)
+        size, bands = image.size, len(image.getbands())
+        pixels = image.tobytes()
+    return renditions.resize_pixels(pixels, *size, bands, profile, into.fileno(), "webp", wanted)
+
+
+def write_png(file: BinaryIO, image_format: str, path: str) -> Failure | None:
+    """Write a verified raster image as PNG, upright, for those who take nothing else."""
+    if image_format == "avif":
+        try:
+            with Image.open(file, formats=("AVIF",)) as image:
+                profile = image.info.get("icc_profile")
+                ImageOps.exif_transpose(image, in_place=True)
+                image.save(path, format="PNG", icc_profile=profile, exif=b"")
+        except Exception as error:  # as in `_decode_avif`
+            return _damaged(_brief(error))
+        return None
+    file.seek(0, io.SEEK_END)
+    problem = renditions.write_png(_encoded(file, file.tell()), path)
+    return _damaged(problem) if problem else None
 
 
 @contextlib.contextmanager

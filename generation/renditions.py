@@ -1,4 +1,4 @@
-"""Small upright copies of a picture, and the one place that uses libvips.
+"""Small upright copies of a picture, or one of a given size, and the one place that uses libvips.
 
 libvips decodes PNG, JPEG and WebP strip by strip while it shrinks them, so a picture of 8192 x
 8192 pixels never is in memory whole. Other loaders of it are blocked.
@@ -28,6 +28,8 @@ PREVIEW_PX = 1024
 LOADERS = ("VipsForeignLoadPng", "VipsForeignLoadJpeg", "VipsForeignLoadWebp")
 SVG_LOADER = "VipsForeignLoadSvg"
 DRAWING_BYTES = 256 * 1024 * 1024
+# Coding a transparent WebP takes 27 bytes of memory a pixel, an opaque one 5, a PNG hardly any.
+WEBP_ALPHA_PIXELS = 6_000_000
 # What the program writes: the length of the thumbnail, the thumbnail, the preview.
 DRAWN = struct.Struct(">I")
 
@@ -61,6 +63,27 @@ class Renditions:
 
     thumbnail: bytes
     preview: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: "png", "jpeg" or "webp"."""
+
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """The size in which a picture is to be stored.
+
+    `mode` is "upscale" (scaled until it covers the size, and cut at the edges evenly) or "place"
+    (scaled down if it is larger, and put into the middle of an empty canvas: transparent, white
+    in a JPEG).
+    """
+
+    mode: str
+    width_px: int
+    height_px: int
 
 
 def read_header(encoded: Encoded) -> Header | str:
@@ -101,19 +124,127 @@ def make(encoded: Encoded, *, with_preview: bool = True) -> Renditions | str:
             return _brief(vips, error)
 
 
+def write_png(encoded: Encoded, path: str) -> str | None:
+    """Write a PNG, JPEG or WebP file's picture, upright, as PNG; a text says what is wrong."""
+    vips = _vips()
+    with _Offset(encoded):
+        try:
+            image = _opened(vips, encoded)
+            if _field(image, "orientation", 1) > 1:
+                # It is turned from the whole of it; the others go through in strips.
+                image = image.copy_memory().autorot()
+            image.pngsave(path)
+        except (vips.Error, UnicodeDecodeError) as error:
+            return _brief(vips, error)
+    return None
+
+
 def make_of_pixels(
     pixels: bytes, width_px: int, height_px: int, bands: int, profile: bytes
 ) -> Renditions | str:
     """Take upright pixels of 8 bits a band, row by row, and their ICC profile if they have one."""
     vips = _vips()
     try:
-        image = vips.Image.new_from_memory(pixels, width_px, height_px, bands, "uchar")
-        image = image.copy(interpretation="srgb")
-        if profile:
-            image.set_type(vips.GValue.blob_type, _PROFILE, profile)
+        image = _of_pixels(vips, pixels, width_px, height_px, bands, profile)
         return _encoded(_fitted(vips, lambda: image, PREVIEW_PX), with_preview=True)
     except (vips.Error, UnicodeDecodeError) as error:
         return _brief(vips, error)
+
+
+def resize(encoded: Encoded, into: int, image_format: str, wanted: Resize) -> Written | str:
+    """Write a PNG, JPEG or WebP file's picture in another size to a descriptor.
+
+    Upright, in sRGB, without metadata, coded as `image_format`: "png", "jpeg" or "webp"; a large
+    transparent one as PNG in any case. A text says what is wrong with it; then nothing that was
+    written is of use.
+    """
+    vips = _vips()
+
+    def opened() -> Any:
+        image = _opened(vips, encoded)
+        # To be turned it has to be there whole.
+        return image.copy_memory() if _field(image, "orientation", 1) > 1 else image
+
+    with _Offset(encoded):
+        return _write_resized(vips, opened, into, image_format, wanted)
+
+
+def resize_pixels(
+    pixels: bytes,
+    width_px: int,
+    height_px: int,
+    bands: int,
+    profile: bytes,
+    into: int,
+    image_format: str,
+    wanted: Resize,
+) -> Written | str:
+    """As `resize`, of pixels as `make_of_pixels` takes them."""
+    vips = _vips()
+    image = _of_pixels(vips, pixels, width_px, height_px, bands, profile)
+    return _write_resized(vips, lambda: image, into, image_format, wanted)
+
+
+def _write_resized(
+    vips: Any, opened: Callable[[], Any], into: int, image_format: str, wanted: Resize
+) -> Written | str:
+    reason = ""
+    # A profile that is damaged, or not one of such pixels, is passed over.
+    for with_profile in (True, False):
+        os.ftruncate(into, 0)
+        os.lseek(into, 0, os.SEEK_SET)
+        try:
+            image = opened()
+            if with_profile and not image.get_typeof(_PROFILE):
+                continue
+            image = image.autorot()
+            image = (
+                image.icc_transform("srgb", embedded=True)
+                if with_profile
+                else image.colourspace("srgb")
+            )
+            image = _resized(image, image_format, wanted)
+            if image.hasalpha() and image.width * image.height > WEBP_ALPHA_PIXELS:
+                image_format = "png"
+            target = vips.Target.new_to_descriptor(into)
+            match image_format:
+                case "png":
+                    image.pngsave_target(target, compression=4, filter="sub", keep="none")
+                case "jpeg":
+                    image.jpegsave_target(target, Q=92, keep="none")
+                case _:
+                    image.webpsave_target(target, Q=90, effort=2, keep="none")
+            return Written(image_format)
+        except (vips.Error, UnicodeDecodeError) as error:
+            reason = _brief(vips, error)
+    return reason
+
+
+def _resized(image: Any, image_format: str, wanted: Resize) -> Any:
+    """Reduced by Lanczos' filter, enlarged by a bicubic one, which is what libvips has for it.
+
+    Step by step: vips_thumbnail() with a crop would hold all of it in memory.
+    """
+    width_px, height_px = wanted.width_px, wanted.height_px
+    scales = width_px / image.width, height_px / image.height
+    has_alpha = image.hasalpha()
+    if has_alpha:
+        image = image.premultiply()
+    if wanted.mode == "upscale":
+        image = image.resize(max(scales))
+        left_px, top_px = (image.width - width_px) // 2, (image.height - height_px) // 2
+        image = image.crop(left_px, top_px, width_px, height_px)
+    elif min(scales) < 1:
+        image = image.resize(min(scales))
+    if has_alpha:
+        image = image.unpremultiply().cast("uchar")
+    if (image.width, image.height) == (width_px, height_px):
+        return image
+    around = [255, 255, 255]
+    if image_format != "jpeg":
+        image = image if has_alpha else image.addalpha()
+        around = [0, 0, 0, 0]
+    return image.gravity("centre", width_px, height_px, extend="background", background=around)
 
 
 def _opened(vips: Any, encoded: Encoded, **options: Any) -> Any:
@@ -125,6 +256,16 @@ def _opened(vips: Any, encoded: Encoded, **options: Any) -> Any:
         source = vips.Source.new_from_descriptor(encoded)
     options = {"access": "sequential", "fail_on": "error", **options}
     return vips.Image.new_from_source(source, "", **options)
+
+
+def _of_pixels(
+    vips: Any, pixels: bytes, width_px: int, height_px: int, bands: int, profile: bytes
+) -> Any:
+    image = vips.Image.new_from_memory(pixels, width_px, height_px, bands, "uchar")
+    image = image.copy(interpretation="srgb")
+    if profile:
+        image.set_type(vips.GValue.blob_type, _PROFILE, profile)
+    return image
 
 
 def _reduced(vips: Any, encoded: Encoded, side_px: int) -> Any:

@@ -26,6 +26,14 @@ from uuid import uuid4
 
 import websocket
 
+from generation.answers import (
+    ITEMS_LIMIT,
+    MESSAGE_LIMIT,
+    PERHAPS_ACCEPTED,
+    cut,
+    explained,
+    text_of,
+)
 from generation.http import (
     JSON_MAX_BYTES,
     USER_AGENT,
@@ -73,10 +81,6 @@ FOLLOWED_LIMIT = 5_000
 FOLLOWED_S = 3_600.0
 
 INPUT_FOLDER = "picture"
-_MESSAGE_LIMIT = 300
-_RAW_STRING_LIMIT = 1_000
-_RAW_ITEMS_LIMIT = 50
-_RAW_DEPTH_LIMIT = 6
 _NUMBER_LIMIT = 1e15
 
 # Those that report their steps; others that do are counted when they first do.
@@ -96,8 +100,6 @@ _BY_STATUS = {
     # 5xx: PROVIDER_UNAVAILABLE, see `_class_of_status`. A server that fails on a prompt has not
     # put it in line: that is the last thing that it does.
 }
-# Of a submission: whoever answers so has passed the request on, and not heard what became of it.
-_PERHAPS_ACCEPTED = frozenset({408, 504, 520, 524})
 # What a node fails with, its exception's type and text in lower case; the first row that fits.
 _BY_TEXT = (
     (r"outofmemory|out of memory|allocation on device|exceed allowed memory",
@@ -296,7 +298,7 @@ class ComfyUIProvider:
         body = answer.json()
         if isinstance(body, dict) and isinstance(body.get("system"), dict):
             return None
-        return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+        return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
 
     def live_schema(
         self, model: str, *, version: str | None = None
@@ -380,7 +382,7 @@ class ComfyUIProvider:
         body = answer.json()
         name = body.get("name") if isinstance(body, dict) else None
         if not isinstance(name, str) or not name:
-            return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+            return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
         subfolder = body.get("subfolder")
         return f"{subfolder}/{name}" if isinstance(subfolder, str) and subfolder else name
 
@@ -438,7 +440,7 @@ class ComfyUIProvider:
             return None
         entry = body.get(prompt_id) if isinstance(body, dict) else None
         if not isinstance(entry, dict):
-            return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+            return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
         return read_entry(prompt_id, entry)
 
     def _look_in_queue(self, prompt_id: str, ends_at: float) -> Prediction | Failure | None:
@@ -450,7 +452,7 @@ class ComfyUIProvider:
         running = body.get("queue_running") if isinstance(body, dict) else None
         pending = body.get("queue_pending") if isinstance(body, dict) else None
         if not isinstance(running, list) or not isinstance(pending, list):
-            return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+            return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
         if any(_is_item(item, prompt_id) for item in running):
             percent = self._session().percent(prompt_id)
             return Prediction(prompt_id, PredictionStatus.RUNNING, progress=percent)
@@ -599,7 +601,7 @@ class _Session:
                 prompt.percent = prompt.percent or 0
             elif message.get("type") == "progress":
                 value, most = _seconds(data.get("value")), _seconds(data.get("max"))
-                if value is None or not most or len(prompt.nodes) > _RAW_ITEMS_LIMIT:
+                if value is None or not most or len(prompt.nodes) > ITEMS_LIMIT:
                     return
                 prompt.nodes[str(data.get("node"))] = min(value / most, 1.0)
                 done = sum(prompt.nodes.values()) / max(prompt.samplers, len(prompt.nodes))
@@ -755,7 +757,7 @@ def _outputs(entry: Mapping[str, Any]) -> tuple[str, ...] | Failure:
 
 
 def _bad_output(message: str, outputs: object) -> Failure:
-    raw = json.dumps(_cut(outputs))[:RAW_LIMIT]
+    raw = json.dumps(cut(outputs))[:RAW_LIMIT]
     return Failure(ErrorClass.BAD_OUTPUT, message, raw=raw)
 
 
@@ -787,8 +789,10 @@ def _accepted(answer: Response | TransportError, request: SubmitRequest) -> Pred
         if answer.kind == "connect":
             return _failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=answer.message)
         return _failure(ErrorClass.TIMEOUT_UNKNOWN, raw=answer.message)
-    if answer.status in _PERHAPS_ACCEPTED:
-        return _failure(ErrorClass.TIMEOUT_UNKNOWN, code=str(answer.status), raw=_text(answer))
+    if answer.status in PERHAPS_ACCEPTED:
+        return _failure(
+            ErrorClass.TIMEOUT_UNKNOWN, code=str(answer.status), raw=text_of(answer.body)
+        )
     body = answer.json()
     if not 200 <= answer.status < 300:
         invalid = _failure_of_workflow(answer, body, request)
@@ -796,10 +800,10 @@ def _accepted(answer: Response | TransportError, request: SubmitRequest) -> Pred
     prompt_id = body.get("prompt_id") if isinstance(body, dict) else None
     if not isinstance(prompt_id, str) or not 0 < len(prompt_id) <= ID_MAX_LENGTH:
         # In line, but under an id that we cannot read.
-        return _failure(ErrorClass.TIMEOUT_UNKNOWN, raw=_text(answer))
+        return _failure(ErrorClass.TIMEOUT_UNKNOWN, raw=text_of(answer.body))
     # Outputs that the server skips, when others are good.
-    skipped = _cut(body.get("node_errors") or {})
-    raw = {"number": _cut(body.get("number")), "node_errors": skipped}
+    skipped = cut(body.get("node_errors") or {})
+    raw = {"number": cut(body.get("number")), "node_errors": skipped}
     return Prediction(prompt_id, PredictionStatus.STARTING, raw=raw)
 
 
@@ -837,7 +841,7 @@ def _failure_of_workflow(answer: Response, body: object, request: SubmitRequest)
         error_class,
         _message(error_class, message),
         provider_code=code,
-        raw=_text(answer),
+        raw=text_of(answer.body),
         fields=fields,
     )
 
@@ -898,7 +902,7 @@ def _raw(status: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
         for name, data in _messages(status)
     ]
     kept = {"status_str": status.get("status_str"), "messages": messages}
-    return {"status": _cut(kept), "outputs": _cut(entry.get("outputs"))}
+    return {"status": cut(kept), "outputs": cut(entry.get("outputs"))}
 
 
 def _input_schema(info: Mapping[str, Any], input_name: str) -> dict[str, Any]:
@@ -928,7 +932,7 @@ def _class_of_status(status: int) -> ErrorClass:
 
 
 def _class_of_submission(status: int) -> ErrorClass:
-    is_open = status in _PERHAPS_ACCEPTED
+    is_open = status in PERHAPS_ACCEPTED
     return ErrorClass.TIMEOUT_UNKNOWN if is_open else _class_of_status(status)
 
 
@@ -938,7 +942,7 @@ def _refused(answer: Response) -> Failure:
         _MESSAGES[_class_of_status(answer.status)],
         provider_code=str(answer.status),
         retry_after_s=parse_retry_after(answer.headers.get("retry-after")),
-        raw=_text(answer),
+        raw=text_of(answer.body),
     )
 
 
@@ -952,15 +956,12 @@ def _ended(prompt_id: str, error_class: ErrorClass) -> Prediction:
 
 
 def _message(error_class: ErrorClass, detail: str) -> str:
-    message, detail = _MESSAGES[error_class], _line(detail)
-    if error_class not in _QUOTED or not detail:
-        return message
-    return f"{message.rstrip('.')}: {detail}"[:_MESSAGE_LIMIT]
+    return explained(_MESSAGES[error_class], _line(detail) if error_class in _QUOTED else "")
 
 
 def _line(text: str) -> str:
     """Make a text of the server fit to be shown: one line, no markup, no folders of its disk."""
-    return _FOLDERS.sub("", " ".join(re.sub(r"[<>\0]", "", text).split()))[:_MESSAGE_LIMIT]
+    return _FOLDERS.sub("", " ".join(re.sub(r"[<>\0]", "", text).split()))[:MESSAGE_LIMIT]
 
 
 def _seconds(value: object) -> float | None:
@@ -979,22 +980,3 @@ def _difference(begun_s: float | None, ended_s: float | None) -> float | None:
     if begun_s is None or ended_s is None or not 0 <= ended_s - begun_s <= RUN_MAX_S:
         return None
     return ended_s - begun_s
-
-
-def _cut(value: Any, depth: int = 0) -> Any:
-    """Copy a JSON value without the parts that are too large to keep."""
-    if isinstance(value, str):
-        return value if len(value) <= _RAW_STRING_LIMIT else value[:_RAW_STRING_LIMIT] + "…"
-    if not isinstance(value, (dict, list)):
-        return value
-    if depth >= _RAW_DEPTH_LIMIT:
-        return "…"
-    if isinstance(value, list):
-        return [_cut(item, depth + 1) for item in value[:_RAW_ITEMS_LIMIT]]
-    items = list(value.items())[:_RAW_ITEMS_LIMIT]
-    return {_cut(key): _cut(item, depth + 1) for key, item in items}
-
-
-def _text(answer: Response) -> str:
-    text = answer.body[: RAW_LIMIT * 4].decode("utf-8", "replace")
-    return text.replace("\0", "")[:RAW_LIMIT]

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, BinaryIO
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
+from generation.answers import PERHAPS_ACCEPTED, class_of_status, cut, explained, text_of
 from generation.http import (
     HttpClient,
     OutputHosts,
@@ -60,30 +61,12 @@ SECRET_RENEW_S = 60.0  # between a fetch and the one that a wrong signature lead
 _OUTPUT_HOSTS = ("replicate.delivery", ".replicate.delivery")
 _WEBHOOK_EVENTS = ("completed",)
 _SIGNATURE_MAX_LENGTH = 2_000  # one entry has 47 characters
-_MESSAGE_LIMIT = 300
-_RAW_STRING_LIMIT = 1_000
-_RAW_ITEMS_LIMIT = 50
-_RAW_DEPTH_LIMIT = 6
 _COUNT_LIMIT = 10_000
 _SCHEMA_DEPTH_LIMIT = 8
 _SCHEMA_PARTS = ("allOf", "anyOf", "oneOf")
 
 # A failure is classified by HTTP status, else by the platform's code, else by its text; the
 # first row that fits wins. The texts are looked for in lower case.
-_BY_STATUS = {
-    400: ErrorClass.INVALID_INPUT,
-    401: ErrorClass.AUTH,
-    402: ErrorClass.INSUFFICIENT_CREDIT,
-    403: ErrorClass.AUTH,
-    404: ErrorClass.NOT_FOUND,
-    413: ErrorClass.INVALID_INPUT,
-    422: ErrorClass.INVALID_INPUT,
-    429: ErrorClass.RATE_LIMITED,
-    # 5xx: PROVIDER_UNAVAILABLE, see `_class_of_status`.
-}
-# Of a submission: whoever answers so has passed the request on, and not heard what became of it.
-# The other 5xx come from in front of Replicate's queue: nothing was accepted.
-_PERHAPS_ACCEPTED = frozenset({408, 504, 520, 524})
 _BY_CODE = {
     "PA": ErrorClass.INTERRUPTED,
     "E003": ErrorClass.PROVIDER_UNAVAILABLE,  # high demand
@@ -215,8 +198,8 @@ class ReplicateProvider:
             # An error status tells enough without its body.
             if answer.kind == "read" and (answer.status or 0) >= 400:
                 status = answer.status or 0
-                error_class = _class_of_status(status)
-                if status in _PERHAPS_ACCEPTED:
+                error_class = class_of_status(status)
+                if status in PERHAPS_ACCEPTED:
                     error_class = ErrorClass.TIMEOUT_UNKNOWN
                 return self._failure(error_class, code=str(status))
             never_sent = answer.kind == "connect"
@@ -225,14 +208,14 @@ class ReplicateProvider:
             )
             return self._failure(error_class, raw=answer.message)
         if not 200 <= answer.status < 300:
-            if answer.status in _PERHAPS_ACCEPTED:
+            if answer.status in PERHAPS_ACCEPTED:
                 return self._failure(
-                    ErrorClass.TIMEOUT_UNKNOWN, code=str(answer.status), raw=_text(answer)
+                    ErrorClass.TIMEOUT_UNKNOWN, code=str(answer.status), raw=text_of(answer.body)
                 )
             return self._refused(answer)
         prediction = read_prediction(answer.json())
         # Accepted, but under an id that we cannot read.
-        return prediction or self._failure(ErrorClass.TIMEOUT_UNKNOWN, raw=_text(answer))
+        return prediction or self._failure(ErrorClass.TIMEOUT_UNKNOWN, raw=text_of(answer.body))
 
     def fetch(self, prediction_id: str) -> Prediction | Failure:
         """Read a prediction, once."""
@@ -268,7 +251,7 @@ class ReplicateProvider:
                 return answer
             page = answer.json()
             if not _is_page(page):
-                return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+                return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
             for entry in page["results"]:
                 match = _match(entry, request, sent, since, until)
                 if isinstance(match, Failure):
@@ -319,7 +302,7 @@ class ReplicateProvider:
             return answer
         body = answer.json()
         if not isinstance(body, dict):
-            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
         published = body if version_id else body.get("latest_version")
         return read_schema(published.get("openapi_schema")) if isinstance(published, dict) else None
 
@@ -414,7 +397,7 @@ class ReplicateProvider:
         urls = body.get("urls") if isinstance(body, dict) else None
         url = urls.get("get") if isinstance(urls, dict) else None
         if not isinstance(url, str) or not url:
-            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
         return url
 
     def _fetch_webhook_key(self) -> bytes | Failure:
@@ -434,7 +417,9 @@ class ReplicateProvider:
         if isinstance(answer, Failure):
             return answer
         prediction = read_prediction(answer.json())
-        return prediction or self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+        return prediction or self._failure(
+            ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body)
+        )
 
     def _answer(self, method: str, path: str, deadline_s: float) -> Response | Failure:
         """Make a call that may be repeated at will; only a 2xx is an answer."""
@@ -466,7 +451,7 @@ class ReplicateProvider:
         problem = answer.json()
         problem = problem if isinstance(problem, dict) else {}
         detail = problem.get("detail")
-        error_class = _class_of_status(answer.status)
+        error_class = class_of_status(answer.status)
         if answer.status == 422 and "invalid version" in str(problem.get("title")).lower():
             error_class = ErrorClass.NOT_FOUND
         return self._failure(
@@ -474,7 +459,7 @@ class ReplicateProvider:
             detail=detail if isinstance(detail, str) else "",
             code=str(answer.status),
             retry_after_s=_retry_after_s(answer, problem),
-            raw=_text(answer),
+            raw=text_of(answer.body),
             fields=_invalid_fields(problem),
         )
 
@@ -718,7 +703,7 @@ def _unreadable(entry: object) -> Failure:
     return Failure(
         ErrorClass.PROVIDER_UNAVAILABLE,
         _MESSAGES[ErrorClass.PROVIDER_UNAVAILABLE],
-        raw=json.dumps(_raw(entry) if isinstance(entry, dict) else _cut(entry))[:RAW_LIMIT],
+        raw=json.dumps(_raw(entry) if isinstance(entry, dict) else cut(entry))[:RAW_LIMIT],
     )
 
 
@@ -807,7 +792,7 @@ def _outputs(body: Mapping[str, Any]) -> tuple[str, ...] | Failure:
     if isinstance(urls, list) and all(isinstance(url, str) and url for url in urls):
         return tuple(urls)
     message = "The model's output is not a file or a list of files."
-    return Failure(ErrorClass.BAD_OUTPUT, message, raw=json.dumps(_cut(output))[:RAW_LIMIT])
+    return Failure(ErrorClass.BAD_OUTPUT, message, raw=json.dumps(cut(output))[:RAW_LIMIT])
 
 
 def _failure_of_text(error: object) -> Failure:
@@ -832,18 +817,8 @@ def _failure_of_text(error: object) -> Failure:
     )
 
 
-def _class_of_status(status: int) -> ErrorClass:
-    if status >= 500:
-        return ErrorClass.PROVIDER_UNAVAILABLE
-    return _BY_STATUS.get(status, ErrorClass.UNKNOWN)
-
-
 def _message(error_class: ErrorClass, detail: str) -> str:
-    message = _MESSAGES[error_class]
-    detail = " ".join(detail.split())
-    if error_class not in _QUOTED or not detail:
-        return message
-    return f"{message.rstrip('.')}: {detail}"[:_MESSAGE_LIMIT]
+    return explained(_MESSAGES[error_class], detail if error_class in _QUOTED else "")
 
 
 def _retry_after_s(answer: Response, problem: Mapping[str, Any]) -> float | None:
@@ -914,23 +889,4 @@ def _seconds_between(start: object, end: object) -> float | None:
 def _raw(body: Mapping[str, Any]) -> dict[str, Any]:
     """Copy a prediction object to keep it for administrators."""
     # An old form of the object repeats the webhook's URL, which holds a secret.
-    return {key: _cut(value) for key, value in body.items() if not key.startswith("webhook")}
-
-
-def _cut(value: Any, depth: int = 0) -> Any:
-    """Copy a JSON value without the parts that are too large to keep (inline files, logs)."""
-    if isinstance(value, str):
-        return value if len(value) <= _RAW_STRING_LIMIT else value[:_RAW_STRING_LIMIT] + "…"
-    if not isinstance(value, (dict, list)):
-        return value
-    if depth >= _RAW_DEPTH_LIMIT:
-        return "…"
-    if isinstance(value, list):
-        return [_cut(item, depth + 1) for item in value[:_RAW_ITEMS_LIMIT]]
-    items = list(value.items())[:_RAW_ITEMS_LIMIT]
-    return {_cut(key): _cut(item, depth + 1) for key, item in items}
-
-
-def _text(answer: Response) -> str:
-    text = answer.body[: RAW_LIMIT * 4].decode("utf-8", "replace")
-    return text.replace("\0", "")[:RAW_LIMIT]
+    return {key: cut(value) for key, value in body.items() if not key.startswith("webhook")}

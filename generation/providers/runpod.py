@@ -24,6 +24,15 @@ from pathlib import PurePath
 from time import monotonic
 from typing import Any, BinaryIO
 
+from generation.answers import (
+    DEPTH_LIMIT,
+    ITEMS_LIMIT,
+    PERHAPS_ACCEPTED,
+    class_of_status,
+    explained,
+    shortened,
+    text_of,
+)
 from generation.http import (
     HttpClient,
     OutputHosts,
@@ -76,10 +85,6 @@ _HEAD_MIN_BYTES = 4_096
 # As in `entry_schema.json`; with a job's id it fits into `ID_MAX_LENGTH`.
 _ENDPOINT_ID = re.compile(r"[A-Za-z0-9-]{1,39}")
 _INDEX = re.compile(r"[0-9]{1,4}")
-_MESSAGE_LIMIT = 300
-_RAW_STRING_LIMIT = 1_000
-_RAW_ITEMS_LIMIT = 50
-_RAW_DEPTH_LIMIT = 6
 _OUTPUT_DEPTH_LIMIT = 4
 _URL_LIMIT = 4_000
 _READ_BYTES = 1024 * 1024
@@ -107,19 +112,6 @@ _STATUSES = {
     # IN_PROGRESS, RUNNING, or a word from the future: the caller's deadline bounds it
 }
 _FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
-_BY_STATUS = {
-    400: ErrorClass.INVALID_INPUT,
-    401: ErrorClass.AUTH,
-    402: ErrorClass.INSUFFICIENT_CREDIT,
-    403: ErrorClass.AUTH,
-    404: ErrorClass.NOT_FOUND,
-    413: ErrorClass.INVALID_INPUT,
-    422: ErrorClass.INVALID_INPUT,
-    429: ErrorClass.RATE_LIMITED,
-    # 5xx: PROVIDER_UNAVAILABLE, see `_class_of_status`.
-}
-# Of a submission: whoever answers so has passed the request on, and not heard what became of it.
-_PERHAPS_ACCEPTED = frozenset({408, 504, 520, 524})
 # What went wrong in a job, by its words in lower case; the first row that fits wins.
 _BY_TEXT = (
     (r"nsfw|flagged as sensitive", ErrorClass.CONTENT_POLICY),
@@ -257,7 +249,7 @@ class RunPodProvider:
         job = {"status": "IN_QUEUE", **job} if isinstance(job, dict) else None
         prediction = _read(job, endpoint)
         if prediction is None:  # accepted, but under an id that we cannot read
-            return self._failure(ErrorClass.TIMEOUT_UNKNOWN, raw=_text(answer))
+            return self._failure(ErrorClass.TIMEOUT_UNKNOWN, raw=text_of(answer.body))
         self._note(prediction.id)
         return prediction
 
@@ -331,7 +323,7 @@ class RunPodProvider:
                 ErrorClass.DOWNLOAD_FAILED,
                 code=str(answer.status),
                 retry_after_s=parse_retry_after(answer.headers.get("retry-after")),
-                raw=_text(answer),
+                raw=text_of(answer.body),
             )
         return _save(_Body(answer.body), int(output), sink, max_bytes)
 
@@ -370,10 +362,10 @@ class RunPodProvider:
         health = answer.json()
         jobs, workers = (_counts(health, part) for part in ("jobs", "workers"))
         if jobs is None or workers is None:
-            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+            return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
         up = sum(workers.get(kind, 0) for kind in ("idle", "initializing", "ready", "running"))
         if jobs.get("inQueue", 0) > 0 and up == 0:
-            return self._failure(ErrorClass.QUEUE_FULL, raw=_text(answer))
+            return self._failure(ErrorClass.QUEUE_FULL, raw=text_of(answer.body))
         return None
 
     def live_schema(
@@ -403,7 +395,7 @@ class RunPodProvider:
             prediction = _read({**job, "id": job_id}, endpoint)
             if prediction is not None:
                 return prediction
-        return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=_text(answer))
+        return self._failure(ErrorClass.PROVIDER_UNAVAILABLE, raw=text_of(answer.body))
 
     def _note(self, prediction_id: str) -> None:
         now = monotonic()
@@ -443,9 +435,9 @@ class RunPodProvider:
         )
 
     def _refused_submit(self, answer: Response) -> Failure:
-        if answer.status in _PERHAPS_ACCEPTED:
+        if answer.status in PERHAPS_ACCEPTED:
             return self._failure(
-                ErrorClass.TIMEOUT_UNKNOWN, code=str(answer.status), raw=_text(answer)
+                ErrorClass.TIMEOUT_UNKNOWN, code=str(answer.status), raw=text_of(answer.body)
             )
         return self._refused(answer)
 
@@ -454,11 +446,11 @@ class RunPodProvider:
         problem = problem if isinstance(problem, dict) else {}
         words = (problem.get(key) for key in ("error", "message", "detail"))
         return self._failure(
-            _class_of_status(answer.status),
+            class_of_status(answer.status),
             detail=next((word for word in words if isinstance(word, str)), ""),
             code=str(answer.status),
             retry_after_s=parse_retry_after(answer.headers.get("retry-after")),
-            raw=_text(answer),
+            raw=text_of(answer.body),
         )
 
     def _failure(
@@ -797,21 +789,12 @@ def _without_traceback(text: str) -> str:
 def _listed(value: object) -> list[str]:
     """Return the texts in a value that is one or a list of them."""
     items = value if isinstance(value, list) else [value]
-    return [item for item in items[:_RAW_ITEMS_LIMIT] if isinstance(item, str)]
-
-
-def _class_of_status(status: int) -> ErrorClass:
-    if status >= 500:
-        return ErrorClass.PROVIDER_UNAVAILABLE
-    return _BY_STATUS.get(status, ErrorClass.UNKNOWN)
+    return [item for item in items[:ITEMS_LIMIT] if isinstance(item, str)]
 
 
 def _message(error_class: ErrorClass, detail: str) -> str:
-    message = _MESSAGES[error_class]
-    detail = " ".join(re.sub(r"[<>\0]", " ", detail).split())
-    if error_class not in _QUOTED or not detail:
-        return message
-    return f"{message.rstrip('.')}: {detail}"[:_MESSAGE_LIMIT]
+    detail = re.sub(r"[<>\0]", " ", detail) if error_class in _QUOTED else ""
+    return explained(_MESSAGES[error_class], detail)
 
 
 def _progress(output: object) -> int | None:
@@ -856,14 +839,13 @@ def _cut(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         if value.lstrip()[:1] in ("{", "[") or _is_base64(value.strip()):
             return "…"
-        value = _without_traceback(value)
-        return value if len(value) <= _RAW_STRING_LIMIT else value[:_RAW_STRING_LIMIT] + "…"
+        return shortened(_without_traceback(value))
     if not isinstance(value, (dict, list)):
         return value
-    if depth >= _RAW_DEPTH_LIMIT:
+    if depth >= DEPTH_LIMIT:
         return "…"
     if isinstance(value, list):
-        return [_cut(item, depth + 1) for item in value[:_RAW_ITEMS_LIMIT]]
+        return [_cut(item, depth + 1) for item in value[:ITEMS_LIMIT]]
     items = [(key, item) for key, item in value.items() if "traceback" not in key.lower()]
     return {
         _cut(key): (
@@ -871,10 +853,5 @@ def _cut(value: Any, depth: int = 0) -> Any:
             if key == "data" and isinstance(item, str) and not _is_url(item)
             else _cut(item, depth + 1)
         )
-        for key, item in items[:_RAW_ITEMS_LIMIT]
+        for key, item in items[:ITEMS_LIMIT]
     }
-
-
-def _text(answer: Response) -> str:
-    text = answer.body[: RAW_LIMIT * 4].decode("utf-8", "replace")
-    return text.replace("\0", "")[:RAW_LIMIT]
