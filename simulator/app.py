@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from simulator import api, comfyui, control, runpod
+from simulator import api, comfyui, control, printify, runpod, shopify, shops
 from simulator.outputs import get_output
 from simulator.state import STATE, State
 from simulator.wire import problem
@@ -25,6 +25,9 @@ def make_app(state: State) -> web.Application:
     control.add_routes(app)
     comfyui.mount(app)
     runpod.mount(app)
+    shops.mount(app)
+    printify.mount(app)
+    shopify.mount(app)
     app.router.add_get("/files/out/{id}/{name}", get_output)
     app.on_shutdown.append(_close)
     return app

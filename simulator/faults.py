@@ -4,7 +4,9 @@ A rule has a `kind`, says which create requests it is for, and may have options 
 Kinds fall into groups; of each group the first rule that matches a create request applies to it.
 Rules of the group `create` are asked first, and decide alone when one applies, so that a refused
 request uses up no other rule. Rules of the groups `list request` and `upload request` are for
-requests that list predictions or bring a file instead; those name no prompt and no model.
+requests that list predictions or bring a file instead; those name no prompt and no model. Rules of
+the groups that begin with `shop` are for requests to the shops: they name a `channel` and an
+`operation`, no model, and their `prompt` is text that the body contains.
 """
 
 from __future__ import annotations
@@ -34,6 +36,12 @@ LIST_REFUSAL = "list request"
 UPLOAD_REFUSAL = "upload request"
 # Requests that are not about one prediction: the rule itself counts the hits.
 NOT_OF_PREDICTIONS = (LIST_REFUSAL, UPLOAD_REFUSAL)
+SHOP_REFUSAL = "shop request"
+SHOP_ANSWER = "shop answer"
+SHOP_OUTCOME = "shop outcome"
+SHOPS = (SHOP_REFUSAL, SHOP_ANSWER, SHOP_OUTCOME)
+# What every kind for the shops takes; None: any.
+_SHOP = {"channel": None, "operation": None}
 INVALID_INPUT_TEXT = "ValueError: The prompt could not be encoded for this model."
 INTERRUPTED_TEXT = "Prediction interrupted; please retry (code: PA)"
 NSFW_TEXT = "NSFW content detected. Try running it again, or try a different prompt."
@@ -96,6 +104,21 @@ KINDS: dict[str, Kind] = {
     "webhook_delay": Kind("webhook_delay", {"event": None, "seconds": 1.0}),
     "webhook_reorder": Kind("webhook_reorder"),
     "webhook_bad_signature": Kind("webhook_bad_signature", {"event": None}),
+    # A request to a shop is refused and has no effect.
+    "shop_status": Kind(
+        SHOP_REFUSAL,
+        {**_SHOP, "status": 503, "retry_after": None, "body": None, "content_type": None},
+    ),
+    "shop_throttled": Kind(SHOP_REFUSAL, {**_SHOP, "retry_after": None}),
+    "shop_drop_before": Kind(SHOP_REFUSAL, {**_SHOP}),
+    # The shop does what it was asked, but its caller is not told, or told nonsense, or late.
+    "shop_drop_after": Kind(SHOP_ANSWER, {**_SHOP}),
+    "shop_status_after": Kind(SHOP_ANSWER, {**_SHOP, "status": 502}),
+    "shop_garbage": Kind(SHOP_ANSWER, {**_SHOP, "body": '{"id": "5d39'}),
+    "shop_slow": Kind(SHOP_ANSWER, {**_SHOP, "seconds": 60.0}),
+    # What the shop does in the background comes to nothing, or to no end.
+    "shop_fails": Kind(SHOP_OUTCOME, {**_SHOP}),
+    "shop_hangs": Kind(SHOP_OUTCOME, {**_SHOP}),
 }
 
 _OPTION_TYPES: dict[str, tuple[type, ...]] = {
@@ -112,6 +135,8 @@ _OPTION_TYPES: dict[str, tuple[type, ...]] = {
     "base_url": (str,),
     "event": (str,),
     "copies": (int,),
+    "channel": (str,),
+    "operation": (str,),
 }
 _MATCH_TYPES: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
@@ -142,6 +167,11 @@ class Rule:
     times: int | None = None
     seen: int = 0
     applied: int = 0
+
+    @property
+    def group(self) -> str:
+        """Return the group of the rule's kind."""
+        return KINDS[self.kind].group
 
     def matches(self, model_id: str, prompt: str) -> bool:
         """Tell whether the rule is for this create request, which counts as seen."""
@@ -196,7 +226,10 @@ class RuleBook:
                 continue
             known = key in options or key in _MATCH_TYPES
             about_creates = key in ("prompt", "model") and value is not None
-            if not known or (about_creates and kind.group in NOT_OF_PREDICTIONS):
+            is_odd = about_creates and (
+                kind.group in NOT_OF_PREDICTIONS or (kind.group in SHOPS and key == "model")
+            )
+            if not known or is_odd:
                 raise FaultError(f"{spec['kind']} takes no {key!r}")
             types = (_MATCH_TYPES | _OPTION_TYPES)[key]
             if value is not None and (not isinstance(value, types) or _is_stray_bool(value, types)):
@@ -220,25 +253,48 @@ class RuleBook:
 
     def refusal(self, model_id: str, prompt: str) -> Rule | None:
         """Return the rule that refuses this create request, or None."""
-        return self._pick(model_id, prompt, lambda group: group == REFUSAL).get(REFUSAL)
+        return self._pick(model_id, prompt, lambda rule: rule.group == REFUSAL).get(REFUSAL)
 
     def for_prediction(self, model_id: str, prompt: str) -> dict[str, Rule]:
         """Return the rules that apply to a prediction being created, by group."""
-        return self._pick(model_id, prompt, lambda g: g not in (REFUSAL, *NOT_OF_PREDICTIONS))
+        others = (REFUSAL, *NOT_OF_PREDICTIONS, *SHOPS)
+        return self._pick(model_id, prompt, lambda rule: rule.group not in others)
 
     def list_refusal(self) -> Rule | None:
         """Return the rule that refuses this request for a list, or None."""
-        return self._pick("", "", lambda group: group == LIST_REFUSAL).get(LIST_REFUSAL)
+        return self._pick("", "", lambda rule: rule.group == LIST_REFUSAL).get(LIST_REFUSAL)
 
     def upload_refusal(self) -> Rule | None:
         """Return the rule that refuses this request with a file, or None."""
-        return self._pick("", "", lambda group: group == UPLOAD_REFUSAL).get(UPLOAD_REFUSAL)
+        return self._pick("", "", lambda rule: rule.group == UPLOAD_REFUSAL).get(UPLOAD_REFUSAL)
 
-    def _pick(self, model_id: str, prompt: str, is_asked: Callable[[str], bool]) -> dict[str, Rule]:
+    def shop_refusal(self, channel: str, operation: str, body: str) -> Rule | None:
+        """Return the rule that refuses this request to a shop, or None."""
+        return self._for_shop((SHOP_REFUSAL,), channel, operation, body).get(SHOP_REFUSAL)
+
+    def for_shop(self, channel: str, operation: str, body: str) -> dict[str, Rule]:
+        """Return the rules for a request that a shop accepts, by group."""
+        return self._for_shop((SHOP_ANSWER, SHOP_OUTCOME), channel, operation, body)
+
+    def _for_shop(
+        self, groups: tuple[str, ...], channel: str, operation: str, body: str
+    ) -> dict[str, Rule]:
+        def is_asked(rule: Rule) -> bool:
+            return (
+                rule.group in groups
+                and rule.options["channel"] in (None, channel)
+                and rule.options["operation"] in (None, operation)
+            )
+
+        return self._pick("", body, is_asked)
+
+    def _pick(
+        self, model_id: str, prompt: str, is_asked: Callable[[Rule], bool]
+    ) -> dict[str, Rule]:
         picked: dict[str, Rule] = {}
         for rule in self._rules:
-            group = KINDS[rule.kind].group
-            if not is_asked(group) or not rule.matches(model_id, prompt):
+            group = rule.group
+            if not is_asked(rule) or not rule.matches(model_id, prompt):
                 continue
             if group not in picked and (group not in NOT_OF_PREDICTIONS or rule.covers(rule.seen)):
                 rule.applied += 1

@@ -21,14 +21,14 @@ import math
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from simulator import runpod_worker as worker
 from simulator.faults import Rule
 from simulator.ledger import Ledger
-from simulator.settings import Settings, SettingsError
+from simulator.settings import Adjustable, Settings
 
 KEPT = 20_000
 USUAL_RUN_S = 2.0
@@ -44,7 +44,7 @@ _BOOKS = {
 
 
 @dataclass(slots=True)
-class RunPodSettings:
+class RunPodSettings(Adjustable):
     """What can be set by `POST /_sim/runpod/settings`. Run and queue times are in `Settings`."""
 
     workers: int | None = None  # at work at a time, of each endpoint; None: as many as needed
@@ -65,37 +65,6 @@ class RunPodSettings:
     cancel_per_10s: int = 100
     purge_per_10s: int = 2
     webhook_pause_seconds: float = 10.0  # between two tries
-
-    def update(self, changes: Mapping[str, Any]) -> None:
-        """Take over `changes`, all of them or none.
-
-        Raises:
-            SettingsError: for an unknown key or a value of the wrong kind.
-        """
-        kinds = {f.name: str(f.type) for f in fields(self)}
-        checked = {}
-        for key, value in changes.items():
-            if key not in kinds:
-                raise SettingsError(f"unknown setting {key!r}; known: {', '.join(kinds)}")
-            checked[key] = _checked(key, kinds[key], value)
-        for key, value in checked.items():
-            setattr(self, key, value)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all settings under their JSON keys."""
-        return asdict(self)
-
-
-def _checked(key: str, kind: str, value: Any) -> Any:
-    if value is None and "None" in kind:
-        return None
-    if kind in ("bool", "str"):
-        if type(value).__name__ != kind:
-            raise SettingsError(f"{key} must be a {kind}")
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise SettingsError(f"{key} must be a number of at least 0")
-    return float(value) if kind == "float" else int(value)
 
 
 @dataclass(frozen=True, slots=True)

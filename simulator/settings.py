@@ -11,6 +11,26 @@ class SettingsError(ValueError):
     """A setting that does not exist or has a value of the wrong kind."""
 
 
+class Adjustable:
+    """Settings of one part: a dataclass of plain values that a control route changes."""
+
+    __slots__ = ()
+
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Take over `changes`, all of them or none.
+
+        Raises:
+            SettingsError: for an unknown key or a value of the wrong kind.
+        """
+        checked = {key: _checked(type(self), key, value) for key, value in changes.items()}
+        for key, value in checked.items():
+            setattr(self, key, value)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all settings under their JSON keys."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+
 @dataclass(slots=True)
 class ModelSettings:
     """Times of one model; None means: as for all models."""
@@ -81,7 +101,7 @@ class Settings:
         return self.queue_seconds
 
 
-def _checked(owner: type[Settings] | type[ModelSettings], key: str, value: Any) -> Any:
+def _checked(owner: type, key: str, value: Any) -> Any:
     kinds = {f.name: str(f.type) for f in fields(owner)}
     if key not in kinds:
         raise SettingsError(f"unknown setting {key!r}; known: {', '.join(kinds)}")
