@@ -95,6 +95,9 @@ class Channel(Protocol):
 
     name: ClassVar[str]
     limits: ClassVar[Limits]
+    # Of the remote ids of a publication that failed, what is kept when it is tried anew: what was
+    # made. The others say how far it had come.
+    kept_ids: ClassVar[frozenset[str]]
 
     def check(self) -> Account | Failure:
         """Ask whether the credentials are good."""
