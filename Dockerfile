@@ -21,4 +21,5 @@ COPY . .
 USER picture
 EXPOSE 8000
 CMD ["python", "-m", "uvicorn", "picture.asgi:application", "--host", "0.0.0.0", "--port", "8000", \
-     "--no-access-log", "--lifespan", "off", "--timeout-graceful-shutdown", "5"]
+     "--no-access-log", "--lifespan", "off", "--timeout-graceful-shutdown", "5", \
+     "--ws-max-size", "1024", "--ws-per-message-deflate", "false"]

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 GRACE_S = 10
 # For so long files may be written without the rows that need them; far beyond what it takes.
 UNSETTLED_S = 900
+# Of more folders at once the files are left to the sweep: somebody waits for an answer.
+AT_ONCE = 25
 # And before so long is left, they are given up: whoever cleans them must not have begun.
 SETTLE_MARGIN_S = 60
 
@@ -41,7 +43,8 @@ def discard(*folders: str) -> None:
             """,
             [settings.LEASE_SECONDS + GRACE_S, list(folders)],
         )
-    transaction.on_commit(partial(clean, *folders))
+    if len(folders) <= AT_ONCE:
+        transaction.on_commit(partial(clean, *folders))
 
 
 def announce(*folders: str) -> None:

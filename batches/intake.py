@@ -5,7 +5,7 @@ in its model's own parameters; problems name the field as it stands in the reque
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from random import Random, SystemRandom
@@ -22,6 +22,8 @@ from generation.catalogue import Model, ParameterProblem, Resolved
 DEFAULT_MODEL = "black-forest-labs/flux-schnell"
 # Every model with a seed takes these; 0 means "choose one" to some.
 SEED_MIN, SEED_MAX = 1, 2**31 - 1
+# Settings that are no model's business: which it is, and what is done with what it makes.
+NOT_THE_MODELS = ("model", "resize")
 # What a model is asked beside the settings.
 NOT_SETTINGS = ("prompt", "negative_prompt", "seed", "kind")
 # Of the reference images of one submission together, where there is a limit. RunPod takes requests
@@ -63,9 +65,13 @@ class PromptAsked:
 
 @dataclass(frozen=True, slots=True)
 class Plan(NewGeneration):
-    """`references_at` is where the references stand in the request, or would."""
+    """`references_at` is where the references stand in the request, or would. `size_px` is the
+    (width, height) to expect of what is stored, `None` where it is not known. `is_seed_random`:
+    nobody asked for this seed."""
 
     references_at: str = ""
+    size_px: tuple[int, int] | None = None
+    is_seed_random: bool = False
 
 
 def weave(prompt: str, *, style: str = "", genre: str = "") -> str:
@@ -105,18 +111,19 @@ def plan_generations(
     at: str = "prompts.{}.",
     flat: bool = False,
     splits: bool = True,
+    taken: Collection[int] = (),
     rand: Random | None = None,
 ) -> list[Plan] | list[Problem]:
     """Plan every prompt, or list every problem.
 
     `at` is where prompt number n stands. `flat`: the settings stand beside the prompt, and the
     model is called `model_id` there. `splits`: what a model cannot make with one submission
-    becomes several generations.
+    becomes several generations. `taken` are seeds that are not chosen.
     """
     rand = rand or SystemRandom()
     planned: list[Plan] = []
     problems: dict[tuple[str, str], Problem] = {}
-    seeds = {prompt.seed for prompt in prompts}
+    seeds = {prompt.seed for prompt in prompts}.union(taken)
     asked = [{**shared, **prompt.settings} for prompt in prompts]
     counts = [_submission_count(each) if splits else 1 for each in asked]
     total, limit = sum(counts), settings.MAX_BATCH_SIZE
@@ -257,7 +264,7 @@ def _resolve(
     asked = {name: value for name, value in asked.items() if (name, value) != ("references", [])}
     kind = kind_of(len(asked.get("references", ())))
     request = {
-        **{name: value for name, value in asked.items() if name != "model"},
+        **{name: value for name, value in asked.items() if name not in NOT_THE_MODELS},
         "prompt": final_prompt,
         "negative_prompt": prompt.negative_prompt or None,
         "seed": seed,
@@ -267,8 +274,13 @@ def _resolve(
     if prompt.kind and prompt.kind != kind:
         detail = "'generate' takes no reference image, 'derive' takes one, 'compose' several."
         problems.append(Problem(place("kind"), "conflict", detail, [kind.value]))
+    resize = asked.get("resize")
+    if resize and isinstance(resolved, Resolved) and resolved.output_format == "svg":
+        detail = f"{model.id} makes drawings (SVG), which have no size in pixels to change."
+        problems.append(Problem(place("resize"), "unsupported", detail))
     if problems or isinstance(resolved, list):
         return problems
+    size_px = (resize["width"], resize["height"]) if resize else _size_px(resolved)
     return Plan(
         prompt=prompt.text,
         final_prompt=final_prompt,
@@ -283,19 +295,28 @@ def _resolve(
         input=resolved.input,
         kind=kind,
         output_count=resolved.output_count,
-        fallbacks=_fallbacks(model, request),
+        fallbacks=_fallbacks(model, request, is_resized=bool(resize)),
         references_at=place("references"),
+        size_px=size_px,
+        is_seed_random=seed != prompt.seed,
     )
 
 
-def _fallbacks(model: Model, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _size_px(resolved: Resolved) -> tuple[int, int] | None:
+    width_px, height_px = resolved.width_px, resolved.height_px
+    return None if width_px is None or height_px is None else (width_px, height_px)
+
+
+def _fallbacks(
+    model: Model, request: Mapping[str, Any], *, is_resized: bool
+) -> list[dict[str, Any]]:
     """The other models that can do the same, in their order; those that cannot are left out."""
     ways = []
     for other in map(get_model, model.fallbacks):
         if other is None or unavailable_reason(other):
             continue
         resolved = other.resolve(request)
-        if isinstance(resolved, Resolved):
+        if isinstance(resolved, Resolved) and not (is_resized and resolved.output_format == "svg"):
             ways.append({"model": other.id, "provider": other.provider, "input": resolved.input})
     return ways
 

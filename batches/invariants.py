@@ -12,6 +12,7 @@ from django.conf import settings
 from django.core.files.storage import default_storage
 from django.db import connection
 
+from batches import publications
 from batches.models import Image, Reference
 
 # Beyond its deadline a generation has this long to be stopped and ended.
@@ -225,9 +226,76 @@ def _events() -> list[str]:
     )
 
 
+def _publications() -> list[str]:
+    return _rows(
+        """
+        SELECT 'overdue', id::text FROM batches_publication
+        WHERE status = 'publishing'
+          AND started_at < now() - make_interval(secs => %(seconds)s)
+        UNION ALL
+        SELECT 'held though ended', id::text FROM batches_publication
+        WHERE status <> 'publishing' AND held_until IS NOT NULL
+        UNION ALL
+        SELECT 'published at no time', id::text FROM batches_publication
+        WHERE status = 'published' AND published_at IS NULL
+        UNION ALL
+        SELECT 'without an account', publication.id::text FROM batches_publication publication
+        WHERE status = 'publishing' AND NOT EXISTS (
+            SELECT FROM batches_channelaccount account
+            WHERE account.owner_id = publication.owner_id
+              AND account.channel = publication.channel)
+        """,
+        {"seconds": (publications.DEADLINE + DEADLINE_GRACE).total_seconds()},
+    )
+
+
+def _calls() -> list[str]:
+    return _rows(
+        """
+        SELECT 'number', publication_id::text, attempt.number
+        FROM batches_publicationattempt attempt
+        JOIN batches_publication publication ON publication.id = publication_id
+        WHERE attempt.number NOT BETWEEN 1 AND attempt_count
+        UNION ALL
+        SELECT 'open though ended', publication_id::text, attempt.number
+        FROM batches_publicationattempt attempt
+        JOIN batches_publication publication ON publication.id = publication_id
+        WHERE outcome = 'open' AND (status <> 'publishing' OR attempt.number < attempt_count)
+        UNION ALL
+        SELECT 'begun before it was known of the last', publication_id::text, attempt.number
+        FROM batches_publicationattempt attempt
+        JOIN batches_publication publication ON publication.id = publication_id
+        WHERE outcome = 'unknown' AND attempt.number < attempt_count
+        UNION ALL
+        SELECT 'created twice', publication_id::text, count(*)
+        FROM batches_publicationattempt
+        JOIN batches_publication publication ON publication.id = publication_id
+        WHERE outcome = 'succeeded' AND batches_publicationattempt.created_at >= started_at
+        GROUP BY publication_id, step HAVING count(*) > 1
+        """
+    )
+
+
+def _schedules() -> list[str]:
+    return _rows(
+        """
+        SELECT 'no run is due', id FROM batches_schedule schedule
+        WHERE is_active AND NOT EXISTS (
+            SELECT FROM batches_schedulerun WHERE schedule_id = schedule.id AND status = 'due')
+        UNION ALL
+        SELECT 'runs though switched off', id FROM batches_schedule schedule
+        WHERE NOT is_active AND EXISTS (
+            SELECT FROM batches_schedulerun WHERE schedule_id = schedule.id AND status = 'due')
+        """
+    )
+
+
 CHECKS: tuple[tuple[str, str, Callable[[], list[str]]], ...] = (
     ("I1", "every started generation ends before its deadline", _overdue),
+    ("I1", "every publication ends before its deadline", _publications),
+    ("I1", "every active schedule has its next run", _schedules),
     ("I2", "at most one submission per attempt, each on record", _submissions),
+    ("I2", "one call at a time for a publication, each on record", _calls),
     ("I3", "a batch's counters equal its rows", _batch_counters),
     ("I4", "slots and lines equal leases and rows", _slots),
     ("I5", "every completed generation has its image", _assets),

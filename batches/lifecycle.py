@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, F, Q, QuerySet, Value, When
 from django.db.models.functions import Coalesce, Now
 
 from batches import cleanup, wake
@@ -56,6 +56,8 @@ from batches.models import (
     Lane,
     Lease,
     Pool,
+    Publication,
+    PublicationStatus,
     WebhookReceipt,
     image_folder,
     search_sql,
@@ -301,9 +303,11 @@ def _move_batches(
 
 def _change_batches(batches: Q, *, ids: Collection[uuid.UUID], **fields: Any) -> int:
     """Write to those batches of these ids that are as told, as a new version; how many are."""
-    changed = Batch.objects.filter(batches, pk__in=ids).update(version=F("version") + 1, **fields)
-    if changed:
-        _tell_batches(ids)
+    with transaction.atomic(savepoint=False):
+        rows = Batch.objects.filter(batches, pk__in=ids)
+        changed = rows.update(version=F("version") + 1, **fields)
+        if changed:
+            _tell_batches(ids)
     return changed
 
 
@@ -892,7 +896,8 @@ def _complete(generation: Generation, images: Sequence[Image]) -> bool:
                  is_saved, tags, review_status, created_at)
             SELECT image.id, moved.id, moved.owner_id, moved.batch_id, moved.model, moved.search,
                    index, file, thumbnail, preview, format, width, height, made_width,
-                   made_height, size_bytes, sha256, false, ARRAY[]::text[], 'pending', statement_timestamp()
+                   made_height, size_bytes, sha256, false, ARRAY[]::text[], 'pending',
+                   statement_timestamp()
             FROM (
                 SELECT moved.*, model, {_SEARCH} AS search
                 FROM moved JOIN batches_generation generation USING (id)
@@ -1153,7 +1158,7 @@ def delete_batch(*, batch: Batch) -> bool:
         # First, since it locks all of them: the lane's turn is after the generations.
         batch.generations.update(deleted_at=Now())
         _, ended = _cancel(_of_batch(batch, *GENERATION_OPEN))
-        Image.objects.filter(generation__batch=batch.pk).delete()
+        _remove_images(Generation.objects.filter(batch=batch.pk))
         if not _change_batches(
             Q(deleted_at=None),
             ids=[batch.pk],
@@ -1202,7 +1207,7 @@ def delete_generation(*, generation: Generation) -> bool:
         if not row.update(deleted_at=Now(), version=F("version") + 1):
             raise _Refused
         _count_cancelled(_cancel([generation])[1])
-        Image.objects.filter(generation=generation.pk).delete()
+        _remove_images(Generation.objects.filter(pk=generation.pk))
         cleanup.discard(image_folder(generation))
         _remove_deleted_generations(Q(pk=generation.pk))
         return True
@@ -1329,12 +1334,68 @@ def _remove_deleted_generations(generations: Q, limit: int = 1) -> int:
     return len(ids)
 
 
+@dataclass(frozen=True, slots=True)
+class DeletedImages:
+    """Ids of images that are gone, and of those that stay since they are being published."""
+
+    gone: Collection[uuid.UUID]
+    being_published: Collection[uuid.UUID]
+
+
 @transaction.atomic
-def delete_image(*, image: Image) -> None:
-    """Delete an image: its row now, its files once that is certain."""
-    # Locked first, as everywhere; a second deletion waits here and finds nothing.
-    row = Generation.objects.select_for_update(no_key=True).filter(pk=image.generation_id)
-    if not row.exists() or not Image.objects.filter(pk=image.pk).delete()[0]:
-        return
-    row.update(deleted_image_count=F("deleted_image_count") + 1, version=F("version") + 1)
-    cleanup.discard(image_folder(image.generation))
+def delete_images(*, images: QuerySet[Image]) -> DeletedImages:
+    """Delete images: their rows now, their files once that is certain.
+
+    The images as they are when they are locked: a second deletion finds none. In the same number
+    of statements for any number of them.
+    """
+    generations = Generation.objects.filter(pk__in=images.values("generation"))
+    list(generations.order_by("pk").select_for_update(no_key=True).values_list("pk"))
+    ids = _lock_images(images)
+    at_work = Publication.objects.filter(image__in=ids, status=PublicationStatus.PUBLISHING)
+    kept = set(at_work.values_list("image", flat=True))
+    ids = [one for one in ids if one not in kept]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            {_REMOVE_IMAGES}
+            UPDATE batches_generation generation
+            SET deleted_image_count = deleted_image_count + images, version = version + 1
+            FROM (SELECT generation_id, count(*) AS images FROM gone GROUP BY generation_id) lost
+            WHERE generation.id = generation_id
+            RETURNING id, owner_id, batch_id
+            """,
+            [ids] * 3,
+        )
+        losers = [
+            Generation(pk=pk, owner_id=owner_id, batch_id=batch_id)
+            for pk, owner_id, batch_id in cursor.fetchall()
+        ]
+    if losers:
+        cleanup.discard(*map(image_folder, losers))
+    return DeletedImages(ids, kept)
+
+
+# Given the ids thrice. What was published stays on record, without its image.
+_REMOVE_IMAGES = """
+    WITH published AS (
+        UPDATE batches_publication SET image_id = NULL WHERE image_id = ANY(%s)
+    ), reviewed AS (
+        DELETE FROM batches_review WHERE image_id = ANY(%s)
+    ), gone AS (
+        DELETE FROM batches_image WHERE id = ANY(%s) RETURNING generation_id
+    )
+"""
+
+
+def _lock_images(images: QuerySet[Image]) -> list[uuid.UUID]:
+    """Lock images that are to be deleted, in the order in which all do who lock several."""
+    locked = images.order_by("pk").select_for_update()
+    return list(locked.values_list("pk", flat=True))
+
+
+def _remove_images(generations: QuerySet[Generation]) -> None:
+    """Remove the images of generations that are locked."""
+    ids = _lock_images(Image.objects.filter(generation__in=generations.values("pk")))
+    with connection.cursor() as cursor:
+        cursor.execute(f"{_REMOVE_IMAGES} SELECT count(*) FROM gone", [ids] * 3)

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 DISPATCH = "work.dispatch"
 FOLLOW = "work.follow"
-NAMES = (DISPATCH, FOLLOW)
+PUBLISH = "publish.dispatch"
+NAMES = (DISPATCH, FOLLOW, PUBLISH)
 
 # Where it is told that a batch, or a generation without one, has a new version.
 NEWS = "picture:news"
@@ -69,6 +70,18 @@ def _follow_now(generation_ids: list[str]) -> None:
         current_app.send_task(FOLLOW, args=(generation_ids,), retry=False, ignore_result=True)
     except (RedisError, OperationalError) as error:
         logger.warning("broker unavailable, they are looked at when planned: %s", error)
+
+
+def publish() -> None:
+    """Have what is due to be published worked on once the current transaction is committed."""
+    transaction.on_commit(_publish_now)
+
+
+def _publish_now() -> None:
+    try:
+        current_app.send_task(PUBLISH, retry=False, ignore_result=True)
+    except (RedisError, OperationalError) as error:
+        logger.warning("broker unavailable, the sweep will publish: %s", error)
 
 
 def tell(owner_id: int, subject: uuid.UUID) -> None:

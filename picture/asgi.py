@@ -6,14 +6,19 @@ handler every request gets a thread of its own, and with it a new database conne
 A thread is taken when the request is complete: bodies are bounded, so they are read here first,
 into memory, and files that are uploaded onto the disk, of so many at a time.
 It is given back when the answer is taken, or the client has had its time: one that sends slowly,
-reads slowly or never ends holds nobody up for long.
+reads slowly or never ends holds nobody up for long. ZIPs may take hours, so they have threads of
+their own. Who waits for the end of what he has asked for, or is told of it over a WebSocket, holds
+none at all.
 
 Importing this module waits until the database answers, so that no server listens before.
 """
 
 import asyncio
 import contextlib
+import io
+import math
 import os
+import re
 import signal
 import string
 import sys
@@ -45,6 +50,8 @@ FORM_BYTES = 64 * 1024
 # answer while they are sending.
 DRAIN_BYTES = 100 * 1024 * 1024
 HOOKS_PATH = "/hooks/"
+EXPORT_PATH = re.compile(r"/api/v1/(?:images|batches/[^/]+)/export/")
+EXPORTS_AT_A_TIME = 4
 # RunPod tells by webhook all that it has made.
 HOOK_DRAIN_BYTES = 32 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
@@ -104,11 +111,36 @@ def _ending_when_asked() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-_django = WSGIMiddleware(get_wsgi_application(), workers=WEB_THREADS)  # type: ignore[arg-type]
+_wsgi: Any = get_wsgi_application()
+
+
+def _while_taken(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+    """Django, as long as somebody takes what it says: nothing else would stop it."""
+    gone: threading.Event = environ["asgi.scope"]["picture.gone"]
+    answer = _wsgi(environ, start_response)
+    try:
+        for piece in answer:
+            if gone.is_set():
+                return
+            yield piece
+    finally:
+        answer.close()
+
+
+_taken: Any = _while_taken
+_django = WSGIMiddleware(_wsgi, workers=WEB_THREADS)
+_zips: Any = WSGIMiddleware(_taken, workers=EXPORTS_AT_A_TIME)
 wait_for_database()
 
+# They import models, for which Django must have been set up.
+from batches.live.consumers import live_application  # noqa: E402
+from batches.live.hub import Hub  # noqa: E402
+from picture.waiting import Waiting  # noqa: E402
 
+_hub = Hub()
+_live = live_application(_hub)
 _uploads = asyncio.Semaphore(UPLOADS_AT_A_TIME)
+_exports = asyncio.Semaphore(EXPORTS_AT_A_TIME)
 
 
 class _Bounds(NamedTuple):
@@ -120,18 +152,53 @@ class _Bounds(NamedTuple):
 
 
 async def application(scope: Message, receive: Receive, send: Send) -> None:
-    if scope["type"] != "http":
-        return
-    if not _is_upload(scope):
+    if scope["type"] == "http":
+        await _waiting.serve(_answer, scope, receive, send)
+    elif scope["type"] == "websocket":
+        await _live(scope, receive, send)
+
+
+async def _answer(scope: Message, receive: Receive, send: Send) -> None:
+    if _is_export(scope):
+        await _export(scope, receive, send)
+    elif not _is_upload(scope):
         await _serve(_django, scope, receive, send, _bounds(scope))
     elif _is_anonymous(scope):
         # Django refuses it, and needs no body for that.
         await _serve(_django, scope, receive, send, _kept_nothing())
     elif _uploads.locked():
-        await _serve(_busy, scope, receive, send, _kept_nothing())
+        await _serve(_busy_with("TooBusy"), scope, receive, send, _kept_nothing())
     else:
         async with _uploads:
             await _serve(_django, scope, receive, send, _upload_bounds())
+
+
+async def _export(scope: Message, receive: Receive, send: Send) -> None:
+    """Hand out a ZIP, however long that takes, as long as each piece is taken in time."""
+    if _exports.locked():
+        await _serve(_busy_with("ExportsBusy"), scope, receive, send, _kept_nothing())
+        return
+    async with _exports:
+        with io.BytesIO() as nothing:
+            if await _read_body(receive, nothing, _kept_nothing()) is None:
+                return
+        gone = threading.Event()
+        watch = asyncio.create_task(_note_end(receive, gone))
+        try:
+            told = {**_complete(scope, 0), "picture.gone": gone}
+            await _zips(told, _empty, _impatient(send, is_long=True, gone=gone))
+        finally:
+            watch.cancel()
+
+
+async def _note_end(receive: Receive, gone: threading.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
+async def _empty() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _serve(app: Any, scope: Message, receive: Receive, send: Send, bounds: _Bounds) -> None:
@@ -153,6 +220,12 @@ def _is_upload(scope: Message) -> bool:
     content_type = dict(scope["headers"]).get(b"content-type", b"")
     is_form = content_type.lower().startswith(b"multipart/form-data")
     return bool(is_form and scope["method"] == "POST" and scope["path"] == UPLOAD_PATH)
+
+
+def _is_export(scope: Message) -> bool:
+    is_somebody = not _is_anonymous(scope) or b"cookie" in dict(scope["headers"])
+    is_read = scope["method"] in ("GET", "HEAD")
+    return bool(is_somebody and is_read and EXPORT_PATH.fullmatch(scope["path"]))
 
 
 def _is_anonymous(scope: Message) -> bool:
@@ -199,14 +272,20 @@ async def _read_body(receive: Receive, body: BinaryIO, bounds: _Bounds) -> int |
     return min(read_bytes, bounds.keep_bytes)
 
 
-async def _busy(scope: Message, receive: Receive, send: Send) -> None:
-    # What it imports can be imported when Django has been set up.
-    from batches.api.errors import too_busy
+def _busy_with(name: str) -> Callable[[Message, Receive, Send], Awaitable[None]]:
+    """An application that answers with this one of the API's errors, `TooBusy` or kin."""
 
-    response = too_busy()
-    headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": response.content})
+    async def busy(scope: Message, receive: Receive, send: Send) -> None:
+        # What it imports can be imported when Django has been set up.
+        from batches.api import errors
+
+        response = errors.too_busy(getattr(errors, name))
+        headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
+        status = response.status_code
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.content})
+
+    return busy
 
 
 def _complete(scope: Message, size_bytes: int) -> Message:
@@ -236,20 +315,31 @@ def _replay(body: BinaryIO, receive: Receive) -> Receive:
     return replay
 
 
-def _impatient(send: Send) -> Send:
-    """Drops what a client does not take in time, so that the thread behind it can finish."""
-    deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
-    gone = False
+def _impatient(send: Send, *, is_long: bool = False, gone: threading.Event | None = None) -> Send:
+    """Drops what a client does not take in time, so that the thread behind it can finish.
+
+    `gone` is set then. What `is_long` has no deadline for all of it.
+    """
+    timeout_s = math.inf if is_long else ANSWER_TIMEOUT_S
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    gone = gone or threading.Event()
 
     async def send_in_time(message: Message) -> None:
-        nonlocal gone
-        if gone:
+        if gone.is_set():
             return
         now_s = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(min(now_s + PIECE_TIMEOUT_S, deadline_s)):
                 await send(message)
         except TimeoutError:
-            gone = True
+            gone.set()
 
     return send_in_time
+
+
+async def _fetch(scope: Message, receive: Receive, send: Send) -> None:
+    app: Any = _django
+    await app(scope, receive, send)
+
+
+_waiting = Waiting(_hub, fetch=_fetch, impatient=_impatient)

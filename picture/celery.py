@@ -40,7 +40,7 @@ class Amqp(AMQP):
     Connection = Broker
 
 
-app = Celery("picture", include=["worker.tasks"], amqp=Amqp)
+app = Celery("picture", include=["worker.tasks", "worker.publisher"], amqp=Amqp)
 app.conf.update(
     broker_url=BROKER_URL,
     result_backend=BROKER_URL,
@@ -96,6 +96,7 @@ app.conf.update(
         "dispatch": {"task": "work.dispatch", "schedule": 1.0, "options": {"expires": 900}},
         "sweep": {"task": "work.sweep", "schedule": 2.0, "options": {"expires": 900}},
         "files": {"task": "work.clean_files", "schedule": 2.0, "options": {"expires": 900}},
+        "schedules": {"task": "work.run_schedules", "schedule": 2.0, "options": {"expires": 900}},
     },
     # Connections are kept between tasks and checked before each one, see below.
     CELERY_DB_REUSE_MAX=sys.maxsize,

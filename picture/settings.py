@@ -233,9 +233,10 @@ SHOPIFY_BASE_URL = read(
 )
 SHOPIFY_API_VERSION = read(
     "SHOPIFY_API_VERSION",
-    matching(r"20[0-9]{2}-(01|04|07|10)"),
+    # Products can be made anew under the same handle from 2025-04 on.
+    matching(r"2025-(04|07|10)|20(2[6-9]|[3-9][0-9])-(01|04|07|10)"),
     "2026-04",
-    form="a quarter such as 2026-04",
+    form="a quarter from 2025-04 on, such as 2026-04",
 )
 
 
@@ -456,5 +457,11 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "BatchStatus": "batches.models.BatchStatus",
         "GenerationStatus": "batches.models.GenerationStatus",
+        "ReviewStatus": "batches.models.ReviewStatus",
+        "ResizeMode": "batches.forms.RESIZE_MODES",
+        "PrintBatchStatus": "batches.api.pod.STATUSES",
+        "PrintStatus": "batches.api.pod.STATUSES_OF_ONE",
+        "PublicationStatus": "batches.models.PublicationStatus",
+        "ChannelName": "batches.models.ChannelName",
     },
 }

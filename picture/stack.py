@@ -94,7 +94,15 @@ def programs(
         arguments = ("-m", "simulator", "--host", HOST, "--port", str(simulator_port))
         wanted.append(Program(SIMULATOR, arguments, ready_line=r"^simulator ready "))
     address = ("--host", HOST, "--port", str(port))
-    serving = ("--no-access-log", "--lifespan", "off", "--timeout-graceful-shutdown", "5")
+    serving: tuple[str, ...] = (
+        "--no-access-log",
+        "--lifespan",
+        "off",
+        "--timeout-graceful-shutdown",
+        "5",
+    )
+    # Clients send pings only, and compression would take more memory for each than all else.
+    serving += ("--ws-max-size", "1024", "--ws-per-message-deflate", "false")
     wanted += [
         Program(
             "web",

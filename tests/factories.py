@@ -81,6 +81,8 @@ def make_image(generation: Generation | None = None, *, image_format: str = "png
     image = Image(
         generation=generation,
         owner_id=generation.owner_id,
+        batch_id=generation.batch_id,
+        model=generation.model,
         format=image_format,
         width=8,
         height=6,
@@ -90,6 +92,8 @@ def make_image(generation: Generation | None = None, *, image_format: str = "png
     image.file.save(f"0.{image_format}", ContentFile(data), save=False)
     image.thumbnail.save("0-thumbnail.webp", ContentFile(picture("webp")), save=False)
     image.save()
+    Image.objects.describe(1)
+    image.refresh_from_db(fields=["search"])
     return image
 
 

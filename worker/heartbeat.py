@@ -1,8 +1,8 @@
 """Signs of life of the deliveries that this process is working on.
 
-A lease is good for `LEASE_SECONDS`. One thread per process prolongs those that are held for
-longer, at a third of that time; with the process, or with its way to the database, it ends, and
-then others take over.
+A lease is good for `LEASE_SECONDS`, of a generation as of a publication. One thread per process
+prolongs those that are held for longer, at a third of that time; with the process, or with its way
+to the database, it ends, and then others take over.
 """
 
 import contextlib
@@ -11,7 +11,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 
 from django.conf import settings
 from django.db import Error, connection
@@ -24,25 +25,30 @@ logger = logging.getLogger(__name__)
 # on.
 HELD_MAX_S = 300.0
 
+# Prolongs what is held: turns by id.
+Renew = Callable[[dict[uuid.UUID, int]], None]
+
 _turns: dict[uuid.UUID, int] = {}
 _since_s: dict[uuid.UUID, float] = {}
+_renew: dict[uuid.UUID, Renew] = {}
 _lock = threading.Lock()
 _pid = 0
 
 
 @contextlib.contextmanager
-def holding(lease_id: uuid.UUID, turn: int) -> Iterator[None]:
-    """Prolong a lease for as long as the block takes."""
+def holding(lease_id: uuid.UUID, turn: int, renew: Renew | None = None) -> Iterator[None]:
+    """Prolong a lease for as long as the block takes; by `renew` if it is none of a generation."""
     _start()
     with _lock:
         _turns[lease_id], _since_s[lease_id] = turn, time.monotonic()
+        _renew[lease_id] = renew or Lease.objects.renew
     try:
         yield
     finally:
         with _lock:
             # A later turn of the same lease may be held by now.
             if _turns.get(lease_id) == turn:
-                del _turns[lease_id], _since_s[lease_id]
+                del _turns[lease_id], _since_s[lease_id], _renew[lease_id]
 
 
 def goes_on(lease_id: uuid.UUID) -> None:
@@ -66,6 +72,7 @@ def _start() -> None:
             _pid = os.getpid()
             _turns.clear()
             _since_s.clear()
+            _renew.clear()
             threading.Thread(target=_beat, name="heartbeat", daemon=True).start()
 
 
@@ -73,13 +80,17 @@ def _beat() -> None:
     pause = threading.Event()
     while not pause.wait(interval_s()):
         since_s = time.monotonic() - HELD_MAX_S
+        held: defaultdict[Renew, dict[uuid.UUID, int]] = defaultdict(dict)
         with _lock:
-            turns = {one: turn for one, turn in _turns.items() if _since_s[one] > since_s}
-        if not turns:
+            for one, turn in _turns.items():
+                if _since_s[one] > since_s:
+                    held[_renew[one]][one] = turn
+        if not held:
             continue
         try:
-            Lease.objects.renew(turns)
+            for renew, turns in held.items():
+                renew(turns)
         except Error as error:
-            logger.warning("cannot prolong %d leases: %s", len(turns), error)
+            logger.warning("cannot prolong %d leases: %s", sum(map(len, held.values())), error)
         finally:
             connection.close()

@@ -1,8 +1,9 @@
 """What makes up for everything that was lost: messages, workers, the broker.
 
 One sweep runs at a time, by an advisory lock of the database. Each step is idempotent and bounded,
-and one that fails does not keep the others from their turn. Files are cleaned beside it, under a
-lock of their own: a storage that hangs must not hold up everything else.
+and one that fails does not keep the others from their turn. Files are cleaned beside it, and
+schedules are run, under locks of their own: a storage that hangs, or a picture that has to be
+fetched, must not hold up everything else.
 """
 
 import contextlib
@@ -12,10 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
+from celery import current_app
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from batches import cleanup, lifecycle, pools, reconcile, scheduling, wake
+from batches import cleanup, lifecycle, pools, publications, reconcile, schedules, scheduling, wake
 from batches.models import (
     Alert,
     AlertCode,
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 LIMIT = 200
 DESCRIBE_LIMIT = 2_000
+# More than the workers have room for in a while.
+PUBLISH_LIMIT = 50
 # Folders at a time: a storage may be slow.
 CLEAN_LIMIT = 20
 # A generation that so many deliveries have died of is given up.
@@ -49,7 +53,7 @@ RECONCILE_EVERY_S = 30.0
 RECEIPTS_KEPT = timedelta(minutes=10)
 EVENTS_KEPT = timedelta(days=7)
 # Among the advisory locks of the database.
-SWEEP_LOCK, FILES_LOCK = 0x70696374, 0x70696375
+SWEEP_LOCK, FILES_LOCK, SCHEDULES_LOCK = 0x70696374, 0x70696375, 0x70696376
 
 
 def sweep() -> bool:
@@ -70,6 +74,14 @@ def clean_files() -> bool:
     with _alone(FILES_LOCK) as alone:
         if alone:
             cleanup.clean_due(CLEAN_LIMIT)
+        return alone
+
+
+def run_schedules() -> bool:
+    """Make the batches whose time has come. `False`: somebody is at it."""
+    with _alone(SCHEDULES_LOCK) as alone:
+        if alone:
+            schedules.run_due(limit=LIMIT)
         return alone
 
 
@@ -162,6 +174,29 @@ def _give_up(taken: TakenOver) -> None:
         )
 
 
+def publish_due(limit: int = PUBLISH_LIMIT) -> None:
+    """Send messages for publications that are due; give up what keeps killing its worker."""
+    # As in `take_over`.
+    with transaction.atomic():
+        due = publications.take_due(limit)
+        for one in due:
+            if one.crash_count < POISON_AFTER:
+                current_app.send_task(
+                    "publish.deliver",
+                    args=(str(one.publication_id), one.turn),
+                    retry=False,
+                    ignore_result=True,
+                )
+    for one in due:
+        if one.crash_count >= POISON_AFTER:
+            message = f"Its worker died {one.crash_count} times while working on it."
+            if publications.fail_publication(
+                publication_id=one.publication_id, turn=one.turn, code=POISON, message=message
+            ):
+                logger.error("publication %s: given up: %s", one.publication_id, message)
+                Alert.objects.raise_(AlertCode.POISON, f"publication {one.publication_id}", message)
+
+
 def finalise() -> None:
     stragglers = Batch.objects.ready_to_finalise().values_list("pk", flat=True)[:LIMIT]
     for batch_id in stragglers:
@@ -211,6 +246,7 @@ STEPS: tuple[Callable[[], None], ...] = (
     start_scheduled,
     fall_back,
     take_over,
+    publish_due,
     finalise,
     remove_deleted,
     describe_images,

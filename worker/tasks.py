@@ -45,6 +45,7 @@ from batches.models import (
 )
 from generation import images
 from generation.catalogue import Model
+from generation.images import VerifiedImage
 from generation.provider import (
     ErrorClass,
     Failure,
@@ -53,6 +54,7 @@ from generation.provider import (
     Provider,
     SubmitRequest,
 )
+from generation.renditions import Resize
 from worker import canvas, heartbeat, looks, sweeper
 from worker.providers import callback_url, can_make, get_provider
 
@@ -781,22 +783,36 @@ def _fetch(provider: Provider, output: str, attempt: Attempt, index: int) -> Ima
             )
             if isinstance(verified, Failure):
                 return verified
-            image.format = verified.format
-            image.width, image.height = verified.width_px, verified.height_px
-            image.size_bytes, image.sha256 = verified.size_bytes, verified.sha256
-            file.seek(0)
-            content = File(file) if verified.content is None else ContentFile(verified.content)
-            image.file.save(f"{stem}.{verified.extension}", content, save=False)
-            for field, data in (
-                (image.thumbnail, verified.thumbnail),
-                (image.preview, verified.preview),
-            ):
-                field.save(f"{stem}.{field.field.name}.webp", ContentFile(data), save=False)
+            wanted = generation.settings.get("resize")
+            made_px = verified.width_px, verified.height_px
+            size = wanted and Resize(wanted["mode"], wanted["width"], wanted["height"])
+            # A drawing has any size that one likes.
+            if not size or verified.format == "svg" or made_px == (size.width_px, size.height_px):
+                _store(image, stem, verified, file)
+                return image
+            with tempfile.TemporaryFile() as resized:
+                stored = images.resize(file, verified, size, resized)
+                if isinstance(stored, Failure):
+                    return stored
+                image.made_width, image.made_height = made_px
+                _store(image, stem, stored, resized)
     # A full disk, or whatever a storage raises: they have no exception in common.
     except Exception:
         logger.exception("generation %s: cannot store", generation.pk)
         return Failure(ErrorClass.DOWNLOAD_FAILED, "The image could not be stored.")
     return image
+
+
+def _store(image: Image, stem: str, stored: VerifiedImage, file: BinaryIO) -> None:
+    """Write a picture and its small copies, and describe them in its row."""
+    image.format = stored.format
+    image.width, image.height = stored.width_px, stored.height_px
+    image.size_bytes, image.sha256 = stored.size_bytes, stored.sha256
+    file.seek(0)
+    content = File(file) if stored.content is None else ContentFile(stored.content)
+    image.file.save(f"{stem}.{stored.extension}", content, save=False)
+    for field, data in ((image.thumbnail, stored.thumbnail), (image.preview, stored.preview)):
+        field.save(f"{stem}.{field.field.name}.webp", ContentFile(data), save=False)
 
 
 # --- The end of a batch -------------------------------------------------------------------------
@@ -818,3 +834,9 @@ def sweep() -> bool:
 def clean_files() -> bool:
     """Delete the files that no picture needs. `False`: somebody is at it."""
     return sweeper.clean_files()
+
+
+@shared_task(name="work.run_schedules")
+def run_schedules() -> bool:
+    """Make the batches of schedules whose time has come. `False`: somebody is at it."""
+    return sweeper.run_schedules()

@@ -28,6 +28,8 @@ from batches.models import (
     Generation,
     GenerationStatus,
     Image,
+    Publication,
+    Review,
 )
 
 GALLERY_SIZE = 30
@@ -354,7 +356,7 @@ class AttemptAdmin(AttemptColumns, lists.ReadOnlyAdmin):
 
 
 class ImageAdmin(lists.ReadOnlyAdmin):
-    list_display = (
+    list_display: tuple[str, ...] = (
         "small",
         "short_id",
         "owner_link",
@@ -363,9 +365,18 @@ class ImageAdmin(lists.ReadOnlyAdmin):
         "dimensions",
         "format",
         "size",
+        "review_badge",
+        "is_saved",
+        "tag_names",
         "created",
     )
-    list_filter = (lists.OwnerFilter, lists.ImageBatchFilter, lists.GenerationFilter, "created_at")
+    list_filter: ClassVar[tuple[Any, ...]] = (
+        lists.OwnerFilter,
+        lists.ImageBatchFilter,
+        lists.GenerationFilter,
+        "review_status",
+        "created_at",
+    )
     list_select_related = ("owner", "generation")
     search_help_text = "Image id, generation id or owner's username"
     fields = (
@@ -381,10 +392,19 @@ class ImageAdmin(lists.ReadOnlyAdmin):
         "sha256",
         "file_name",
         "thumbnail_name",
+        "review_badge",
+        "reviewed",
+        "reviews",
+        "is_saved",
+        "tag_names",
+        "published",
         "created",
     )
 
     batch_link = show.row_link("generation__batch_id", Batch)
+    review_badge = show.column("review_status", show.badge, "review")
+    reviewed = show.column("reviewed_at", show.moment)
+    reviews = show.rows_link(Review, "image", "reviews")
     generation_link = show.row_link("generation_id", Generation)
     short_id = show.column("id", show.short_id, "image")
     size = show.column("size_bytes", filesizeformat, "size")
@@ -392,8 +412,24 @@ class ImageAdmin(lists.ReadOnlyAdmin):
     file_name = show.column("file", str)
     thumbnail_name = show.column("thumbnail", str)
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Image]:
+        images: QuerySet[Image] = super().get_queryset(request)
+        return images.defer("search")
+
     def matches(self, term: str) -> Q:
         return lists.by_uuid(term, "pk", "generation_id") | lists.by_owner(term)
+
+    @admin.display(description="tags")
+    def tag_names(self, image: Image) -> str:
+        return ", ".join(image.tags) or show.EMPTY
+
+    @admin.display(description="publications")
+    def published(self, image: Image) -> str:
+        links = (
+            (show.link(show.page_url(Publication, one.pk), one.channel), show.badge(one.status))
+            for one in image.publications.order_by("channel")
+        )
+        return format_html_join(" ", "{} {}", links) or show.EMPTY
 
     @admin.display(description="preview")
     def small(self, image: Image) -> str:

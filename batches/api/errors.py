@@ -23,6 +23,8 @@ from rest_framework.exceptions import APIException, ErrorDetail, ParseError, Val
 from rest_framework.response import Response
 from rest_framework.settings import api_settings
 
+from batches import templates
+from batches.exports import StorageBroken
 from batches.intake import Problem, Refused
 from batches.references import Busy, StorageAway
 
@@ -71,6 +73,22 @@ class ReferenceInUse(APIException):
     default_detail = "A generation is made from this reference image."
 
 
+class BeingPublished(APIException):
+    status_code = HTTPStatus.CONFLICT
+    default_code = "being_published"
+    default_detail = "The image is being published."
+
+
+class TemplateInUse(APIException):
+    status_code = HTTPStatus.CONFLICT
+    default_code = "template_in_use"
+
+
+class LimitReached(APIException):
+    status_code = HTTPStatus.CONFLICT
+    default_code = "limit_reached"
+
+
 class InvalidIdempotencyKey(APIException):
     status_code = HTTPStatus.BAD_REQUEST
     default_code = "invalid_idempotency_key"
@@ -104,11 +122,20 @@ class TooBusy(APIException):
     wait = 2  # seconds, as `Retry-After`
 
 
+class ExportsBusy(TooBusy):
+    default_detail = "Too many ZIPs are being fetched. Try again in a moment."
+    wait = 15  # seconds, as `Retry-After`
+
+
 class StorageUnavailable(APIException):
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
     default_code = "storage_unavailable"
     default_detail = "The file could not be stored. Try again in a moment."
     wait = 5  # seconds, as `Retry-After`
+
+
+class FileUnreadable(StorageUnavailable):
+    default_detail = "The files cannot be read. Try again in a moment."
 
 
 def problem(
@@ -183,12 +210,18 @@ class _Handler(ExceptionHandler):
             exc.detail = ErrorDetail(str(exc.detail), code="invalid_json")
         elif isinstance(exc, Refused):
             return InvalidRequest(exc.problems)
+        elif isinstance(exc, templates.TemplateInUse):
+            return TemplateInUse(str(exc))
+        elif isinstance(exc, templates.LimitReached):
+            return LimitReached(str(exc))
         elif isinstance(exc, DATABASE_AWAY):
             return DatabaseUnavailable()
         elif isinstance(exc, Busy):
             return TooBusy()
         elif isinstance(exc, StorageAway):
             return StorageUnavailable()
+        elif isinstance(exc, StorageBroken):
+            return FileUnreadable()
         return exc
 
     def format_exception(self, exc: APIException) -> dict[str, Any]:
@@ -248,9 +281,9 @@ def _come_again(exc: type[DatabaseUnavailable | TooBusy]) -> HttpResponse:
     return _plain(exc.status_code, exc.default_code, exc.default_detail, headers)
 
 
-def too_busy() -> HttpResponse:
-    """For an upload that is not even read."""
-    return _come_again(TooBusy)
+def too_busy(exc: type[TooBusy] = TooBusy) -> HttpResponse:
+    """For an upload, or another request, that is not even read."""
+    return _come_again(exc)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

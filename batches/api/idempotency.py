@@ -34,11 +34,13 @@ from batches.models import IdempotentRequest
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+# Both at once, as the schema tells it.
+_EITHER = r'^([!#-~][!-~]{0,254}|"([!#-\[\]-~]|\\["\\]){1,255}")$'
 
 HEADERS = (
     OpenApiParameter(
         "Idempotency-Key",
-        str,
+        {"type": "string", "pattern": _EITHER},
         OpenApiParameter.HEADER,
         description="Of your choice, 1 to 255 visible ASCII characters. The same request with the "
         "same key is done once: for 24 hours its answer is given again.",

@@ -4,14 +4,14 @@ A cursor is a place in the order (created_at, id) and a direction. All rows of a
 at one moment, so the id decides between them and no page loses or repeats any.
 """
 
-import uuid
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from django.core.exceptions import ValidationError as UnknownValue
 from django.db.models import Q, QuerySet
-from rest_framework.exceptions import NotFound
+from rest_framework.exceptions import ErrorDetail, NotFound, ValidationError
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.utils.urls import replace_query_param
@@ -21,8 +21,8 @@ from batches.api.files import base_url
 
 class Place(NamedTuple):
     created_at: datetime
-    id: uuid.UUID
-    back: bool  # towards the newer rows
+    id: Any
+    back: bool  # towards the rows before
 
 
 class RecentFirst(CursorPagination):
@@ -40,23 +40,53 @@ class RecentFirst(CursorPagination):
         self.address = base_url(request) + request.get_full_path()
         size = self.get_page_size(request)
         assert size is not None
-        place = self._place(request)
+        place = self._place(request, queryset)
         back = place is not None and place.back
-        rows = queryset.order_by(*(("created_at", "id") if back else self.ordering))
+        newest_first = self.is_newest_first(request) != back
+        beyond = Q()
         if place is not None:
-            beyond = "gt" if back else "lt"
-            rows = rows.filter(
-                Q(**{f"created_at__{beyond}": place.created_at}) | Q(**{f"id__{beyond}": place.id}),
+            way = "lt" if newest_first else "gt"
+            beyond = Q(
+                Q(**{f"created_at__{way}": place.created_at}) | Q(**{f"id__{way}": place.id}),
                 # Says no more than the line above, in a form that an index serves.
-                **{f"created_at__{beyond}e": place.created_at},
+                **{f"created_at__{way}e": place.created_at},
             )
-        found = list(rows[: size + 1])
+        found = self.read(queryset, beyond, newest_first=newest_first, limit=size + 1)
         self.rows, more = found[:size], len(found) > size
         if back:
             self.rows.reverse()
         self.has_next = back or more
         self.has_previous = more if back else place is not None
         return self.rows
+
+    def get_page_size(self, request: Request) -> int:
+        """Raises ValidationError for what is no whole number from 1."""
+        asked = request.query_params.get(self.page_size_query_param)
+        if asked is None:
+            return self.page_size
+        # So many digits that int() would refuse them are no number either.
+        size = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 100 else 0
+        if size < 1:
+            problem = ErrorDetail("Must be a whole number from 1.", code="invalid")
+            raise ValidationError({self.page_size_query_param: [problem]})
+        return min(size, self.max_page_size)
+
+    def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
+        parameters: list[dict[str, Any]] = super().get_schema_operation_parameters(view)
+        for parameter in parameters:
+            if parameter["name"] == self.page_size_query_param:
+                parameter["schema"]["minimum"] = 1
+        return parameters
+
+    def is_newest_first(self, request: Request) -> bool:
+        return True
+
+    def read(
+        self, queryset: QuerySet[Any], beyond: Q, *, newest_first: bool, limit: int
+    ) -> list[Any]:
+        """The first rows beyond a place, in that order."""
+        order = self.ordering if newest_first else ("created_at", "id")
+        return list(queryset.filter(beyond).order_by(*order)[:limit])
 
     def get_next_link(self) -> str | None:
         return self._link(self.rows[-1], back=False) if self.rows and self.has_next else None
@@ -70,7 +100,7 @@ class RecentFirst(CursorPagination):
         link: str = replace_query_param(self.address, self.cursor_query_param, cursor)
         return link
 
-    def _place(self, request: Request) -> Place | None:
+    def _place(self, request: Request, queryset: QuerySet[Any]) -> Place | None:
         cursor = request.query_params.get(self.cursor_query_param)
         if cursor is None:
             return None
@@ -79,6 +109,7 @@ class RecentFirst(CursorPagination):
             created_at = datetime.fromisoformat(moment)
             if way not in ("<", ">") or created_at.tzinfo is None:
                 raise ValueError
-            return Place(created_at.astimezone(UTC), uuid.UUID(pk), way == "<")
-        except (ValueError, OverflowError):
+            row_id = queryset.model._meta.pk.to_python(pk)
+            return Place(created_at.astimezone(UTC), row_id, way == "<")
+        except (ValueError, OverflowError, UnknownValue):
             raise NotFound("There is no such cursor.") from None

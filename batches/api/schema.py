@@ -5,6 +5,10 @@ from typing import Any, Literal
 from drf_spectacular.openapi import AutoSchema
 
 from batches.api.errors import CONTENT_TYPE
+from batches.forms import StrictSerializer
+
+# What an object that is not there means for a list.
+_NO_CURSOR = "There is no such cursor."
 
 _DESCRIPTIONS = {
     "400": "The body is not valid JSON, or a query parameter or header is malformed.",
@@ -18,7 +22,30 @@ _DESCRIPTIONS = {
 
 
 class ProblemAutoSchema(AutoSchema):
-    """Adds the problem details that an operation may answer with."""
+    """Adds the problem details that an operation may answer with, and what strict forms refuse."""
+
+    def _map_basic_serializer(
+        self, serializer: Any, direction: Literal["request", "response"]
+    ) -> dict[str, Any]:
+        schema: dict[str, Any] = super()._map_basic_serializer(  # type: ignore[no-untyped-call]
+            serializer, direction
+        )
+        if direction == "request" and isinstance(serializer, StrictSerializer):
+            schema["additionalProperties"] = False
+        return schema
+
+    def _map_serializer_field(
+        self, field: Any, direction: Any, bypass_extensions: Any = False
+    ) -> dict[str, Any]:
+        schema: dict[str, Any] = super()._map_serializer_field(  # type: ignore[no-untyped-call]
+            field, direction, bypass_extensions
+        )
+        if getattr(field, "allow_empty", True) is False and schema.get("type") == "array":
+            schema["minItems"] = max(1, schema.get("minItems", 1))
+        # Any value at all: null is one of them already.
+        if schema.get("oneOf") == [{}, {"type": "null"}]:
+            del schema["oneOf"]
+        return schema
 
     def _get_response_bodies(
         self, direction: Literal["request", "response"] = "response"
@@ -33,14 +60,16 @@ class ProblemAutoSchema(AutoSchema):
         if self.method in ("POST", "PUT", "PATCH"):
             codes += ["400", "413", "415", "422"]
         elif self._is_list_view():
-            codes.append("422")
+            codes += ["404", "422"]
         problem = self.resolve_serializer(ProblemSerializer, "response").ref
         for code in sorted(codes):
             responses.setdefault(
                 code,
                 {
                     "content": {CONTENT_TYPE: {"schema": problem}},
-                    "description": _DESCRIPTIONS[code],
+                    "description": _DESCRIPTIONS[code]
+                    if code != "404" or "{" in self.path
+                    else _NO_CURSOR,
                 },
             )
         responses["503"]["headers"] = {

@@ -9,7 +9,19 @@ from rest_framework import serializers
 from batches.api.files import signed_url
 from batches.estimates import NoEta, batch_eta
 from batches.intake import sources_of
-from batches.models import Batch, BatchStatus, Generation, GenerationStatus, Image, Outlook
+from batches.models import (
+    Batch,
+    BatchStatus,
+    ChannelName,
+    Generation,
+    GenerationStatus,
+    Image,
+    Outlook,
+    PublicationStatus,
+    ReviewStatus,
+)
+
+ETA_REASONS = {"type": ["string", "null"], "enum": [*(str(one) for one in NoEta), None]}
 
 
 class ErrorSerializer(serializers.Serializer):
@@ -205,12 +217,22 @@ class BatchSerializer(serializers.ModelSerializer):
     def get_eta_seconds(self, batch: Batch) -> int | None:
         return self._eta.seconds
 
-    @extend_schema_field({"type": ["string", "null"], "enum": [*(str(one) for one in NoEta), None]})
+    @extend_schema_field(ETA_REASONS)
     def get_eta_reason(self, batch: Batch) -> str | None:
         return self._eta.reason
 
 
+class ImagePublicationSerializer(serializers.Serializer):
+    id = serializers.UUIDField()
+    channel = serializers.ChoiceField(ChannelName.choices)
+    status = serializers.ChoiceField(PublicationStatus.choices)
+    product_type = serializers.CharField()
+    url = serializers.CharField(help_text="The product's; empty until there is one.")
+
+
 class ImageSerializer(serializers.ModelSerializer):
+    """An image with how it was made, what its owner thinks of it, and where it is published."""
+
     url = serializers.SerializerMethodField()
     preview_url = serializers.SerializerMethodField()
     thumbnail_url = serializers.SerializerMethodField()
@@ -218,7 +240,13 @@ class ImageSerializer(serializers.ModelSerializer):
     batch_id = serializers.UUIDField(source="generation.batch_id", allow_null=True, read_only=True)
     prompt = serializers.CharField(source="generation.prompt", read_only=True)
     model = serializers.CharField(source="generation.model", read_only=True)
+    style = serializers.CharField(  # type: ignore[assignment]
+        source="generation.style", read_only=True
+    )
+    genre = serializers.CharField(source="generation.genre", read_only=True)
     seed = serializers.IntegerField(source="generation.seed", allow_null=True, read_only=True)
+    review_status = serializers.ChoiceField(ReviewStatus.choices, read_only=True)
+    publications = serializers.SerializerMethodField(help_text="One for each channel.")
 
     class Meta:
         model = Image
@@ -232,15 +260,29 @@ class ImageSerializer(serializers.ModelSerializer):
             "thumbnail_url",
             "width",
             "height",
+            "made_width",
+            "made_height",
             "format",
             "size_bytes",
             "sha256",
             "prompt",
             "model",
+            "style",
+            "genre",
             "seed",
+            "is_saved",
+            "tags",
+            "review_status",
+            "reviewed_at",
+            "publications",
             "created_at",
         )
         read_only_fields = fields
+
+    @extend_schema_field(ImagePublicationSerializer(many=True))
+    def get_publications(self, image: Image) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = image.publication_rows  # type: ignore[attr-defined]
+        return rows
 
     def get_url(self, image: Image) -> str:
         return signed_url(self.context["base_url"], image.pk, "file")

@@ -1,4 +1,4 @@
-"""The REST API of batches, generations, images and models."""
+"""The REST API of batches, generations and models."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from django import forms
 from django.core.exceptions import ValidationError
 from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
 from django.http import Http404
@@ -28,7 +29,8 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from batches import lifecycle
-from batches.api import control
+from batches.api import control, waiting
+from batches.api.dry_run import DRY_RUN, ended_or_outlined, with_dry_run
 from batches.api.errors import CONTENT_TYPE, PartOfBatch
 from batches.api.files import base_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
@@ -38,7 +40,6 @@ from batches.api.pagination import RecentFirst
 from batches.api.serializers import (
     BatchSerializer,
     GenerationSerializer,
-    ImageSerializer,
     ModelListSerializer,
     ModelSerializer,
     ProblemSerializer,
@@ -60,9 +61,9 @@ from batches.models import (
     BatchStatus,
     Generation,
     GenerationStatus,
-    Image,
 )
 from batches.submission import (
+    Asked,
     ReadyBatch,
     ReadyGeneration,
     ask_batch,
@@ -71,7 +72,6 @@ from batches.submission import (
     generation_ready,
     read_form,
 )
-from generation.images import FORMATS
 
 SETTINGS_EXAMPLE = {"model": "black-forest-labs/flux-schnell", "aspect_ratio": "16:9"}
 
@@ -108,7 +108,19 @@ class MomentFilter(filters.IsoDateTimeFilter):
     field_class = MomentField
 
 
+class StrictQuery(forms.Form):
+    """Refuses what is given and empty: a variable that was never set must not list everything."""
+
+    def clean(self) -> None:
+        for name in self.fields:
+            if name in self.data and self.data.get(name) == "" and name not in self.errors:
+                self.add_error(name, ValidationError("May not be empty.", code="blank"))
+
+
 class CreatedFilter(filters.FilterSet):
+    class Meta:
+        form = StrictQuery
+
     created_after = MomentFilter(field_name="created_at", lookup_expr="gte")
     created_before = MomentFilter(field_name="created_at", lookup_expr="lt")
 
@@ -121,13 +133,6 @@ class GenerationFilter(CreatedFilter):
     status = StatusesFilter(choices=GenerationStatus.choices)
     batch = filters.UUIDFilter(field_name="batch_id")
     model = filters.CharFilter(field_name="model")
-
-
-class ImageFilter(CreatedFilter):
-    batch = filters.UUIDFilter(field_name="generation__batch_id")
-    generation = filters.UUIDFilter(field_name="generation_id")
-    model = filters.CharFilter(field_name="generation__model")
-    format = filters.ChoiceFilter(choices=[(name, name) for name in sorted(FORMATS)])
 
 
 class OwnedView(GenericAPIView):
@@ -150,6 +155,13 @@ class OwnedView(GenericAPIView):
             status=status.HTTP_202_ACCEPTED,
             headers={"Location": f"{base_url(self.request)}/api/v1/{location}/{row.pk}/"},
         )
+
+    def finalize_response(
+        self, request: Request, response: Response, *args: Any, **kwargs: Any
+    ) -> Response:
+        response = super().finalize_response(request, response, *args, **kwargs)
+        waiting.keep_back_if_preferred(request, response)
+        return response
 
     def as_it_is(self, pk: uuid.UUID) -> Response:
         """An object as it stands after what was done with it."""
@@ -180,16 +192,20 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
             .prefetch_related(Prefetch("generations", queryset=items))
         )
 
+    def _asked(self, request: Request) -> Asked:
+        return ask_batch(request.data)
+
     @contextmanager
     def _ready(self, request: Request) -> Iterator[ReadyBatch]:
-        with batch_ready(self.owner_id, ask_batch(request.data)) as ready:
+        with batch_ready(self.owner_id, self._asked(request)) as ready:
             yield ready
 
     @extend_schema(
         summary="Submit a batch of prompts",
         request=NewBatchSerializer,
-        parameters=[*IDEMPOTENCY_HEADERS],
+        parameters=[*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN],
         responses={
+            200: ended_or_outlined("BatchOrOutline", BatchSerializer),
             202: OpenApiResponse(BatchSerializer, description="Stored and in line."),
             CONFLICT: KEY_IN_USE,
         },
@@ -218,6 +234,7 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
             ),
         ],
     )
+    @with_dry_run(_asked)
     @idempotent(_ready)
     def create(self, request: Request, ready: ReadyBatch) -> Response:
         return self.accepted("batches", ready.submit())
@@ -319,16 +336,20 @@ class GenerationView(
             .annotate(provider_id=Subquery(latest.values("provider_id")[:1]))
         )
 
+    def _asked(self, request: Request) -> Asked:
+        return ask_generation(request.data)
+
     @contextmanager
     def _ready(self, request: Request) -> Iterator[ReadyGeneration]:
-        with generation_ready(self.owner_id, ask_generation(request.data)) as ready:
+        with generation_ready(self.owner_id, self._asked(request)) as ready:
             yield ready
 
     @extend_schema(
         summary="Submit a single image",
         request=NewGenerationSerializer,
-        parameters=[*IDEMPOTENCY_HEADERS],
+        parameters=[*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN],
         responses={
+            200: ended_or_outlined("GenerationOrOutline", GenerationSerializer),
             202: OpenApiResponse(GenerationSerializer, description="Stored and in line."),
             CONFLICT: KEY_IN_USE,
         },
@@ -350,6 +371,7 @@ class GenerationView(
             ),
         ],
     )
+    @with_dry_run(_asked)
     @idempotent(_ready)
     def create(self, request: Request, ready: ReadyGeneration) -> Response:
         return self.accepted("generations", ready.submit())
@@ -434,31 +456,6 @@ class GenerationView(
         if not act(generation=generation):
             raise control.generation_refusal(self._own(pk), done)
         return self.as_it_is(pk)
-
-
-@extend_schema_view(
-    list=extend_schema(summary="List your images, newest first"),
-    retrieve=extend_schema(summary="One image"),
-    destroy=extend_schema(summary="Delete an image and its files"),
-)
-class ImageView(
-    mixins.ListModelMixin,
-    mixins.RetrieveModelMixin,
-    OwnedView,
-    GenericViewSet,
-):
-    serializer_class = ImageSerializer
-    filterset_class = ImageFilter
-    queryset = Image.objects.none()
-    lookup_value_converter = "uuid"
-
-    def get_queryset(self) -> QuerySet[Image]:
-        return Image.objects.owned_by(self.owner_id).select_related("generation")
-
-    @extend_schema(responses={204: None})
-    def destroy(self, request: Request, pk: uuid.UUID) -> Response:
-        lifecycle.delete_image(image=self.get_object())
-        return Response(status=status.HTTP_204_NO_CONTENT)
 
 
 def describe(offer: Offer) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def test_what_was_announced_can_be_settled_until_it_is_nearly_due():
 def test_a_deleted_image_takes_its_files_along(django_capture_on_commit_callbacks):
     image = make_image()
     with django_capture_on_commit_callbacks(execute=True):
-        lifecycle.delete_image(image=image)
+        lifecycle.delete_images(images=Image.objects.filter(pk=image.pk))
     assert not Image.objects.exists()
     assert not default_storage.exists(image.file.name)
     assert not default_storage.exists(image.thumbnail.name)

@@ -41,6 +41,16 @@ POINTS = {
     "stored": "the files are in storage, their row is not",
     "chord_part": "the image is on record, the chord part is not counted",
     "finalise": "the chord is done, its body has begun",
+    "schedule_run": "the batch of a schedule is stored, and not committed",
+    # Of publications.
+    "publish_begins": "a publication's turn is taken",
+    "publish_unrecorded": "the next call to the channel is not on record",
+    "publish_unsent": "the call is on record, nothing sent",
+    "publish_unheard": "the channel has answered, nothing of it is stored",
+    "publish_heard": "the answer is stored, the next step is not begun",
+    "publish_put_off": "it is let go, the next look is not sent",
+    "publish_unended": "all is done at the channel, the publication has not ended",
+    "publish_ended": "the publication has ended, its message is not acknowledged",
 }
 
 
@@ -48,7 +58,8 @@ POINTS = {
 class Rule:
     """Die at a point while working on a generation whose prompt contains `prompt`.
 
-    At `finalise` it is a batch and its name instead.
+    At `finalise` it is a batch and its name instead, at `publish_...` a publication and its title,
+    and at `schedule_run` the name of a batch alone.
 
     each: how often at most for the same generation. gather: so many deliveries of a process wait
     for one another at their points, and then die at once; no longer than `within_s`.
@@ -176,6 +187,7 @@ def _install(**_):
 
     from batches import lifecycle
     from batches.models import Batch, GenerationQuerySet
+    from batches.submission import ReadyBatch
     from generation.http import HttpClient
     from generation.providers.replicate import ReplicateProvider
     from worker import sweeper, tasks
@@ -238,6 +250,8 @@ def _install(**_):
 
     RedisBackend.on_chord_part_return = part_return_watched
 
+    _install_in_publishing()
+
     finalise = tasks.finalise_batch.run
 
     def finalise_watched(batch_id):
@@ -247,6 +261,54 @@ def _install(**_):
         return finalise(batch_id)
 
     tasks.finalise_batch.run = finalise_watched
+
+    submit = ReadyBatch.submit
+
+    def submit_watched(self, **options):
+        batch = submit(self, **options)
+        _here.work = (batch.name, batch.name)
+        at("schedule_run")
+        return batch
+
+    ReadyBatch.submit = submit_watched
+
+
+def _install_in_publishing():
+    from batches import publications
+
+    take_turn = publications.take_turn
+
+    def take_turn_traced(publication_id, turn):
+        work = take_turn(publication_id, turn)
+        if work is not None:
+            _append("trace", publication=publication_id)
+            _here.work = (publication_id, work.publication.title)
+        return work
+
+    def at_step(name, before, after):
+        """A publication's claims count for each of its steps."""
+        plain = getattr(publications, name)
+
+        def changed(*, work, **kwargs):
+            plain_work = _here.work
+            step = kwargs.get("step") or kwargs["attempt"]
+            name_of_step = getattr(step, "step", None) or getattr(step, "name", "look")
+            _here.work = (f"{work.publication.pk}.{name_of_step}", work.publication.title)
+            at(before)
+            answer = plain(work=work, **kwargs)
+            at(after)
+            _here.work = plain_work
+            return answer
+
+        setattr(publications, name, changed)
+
+    publications.take_turn = take_turn_traced
+    _before(publications, "open_channel", "publish_begins")
+    at_step("begin_attempt", "publish_unrecorded", "publish_unsent")
+    at_step("record_step", "publish_unheard", "publish_heard")
+    _after(publications, "put_off", "publish_put_off")
+    _before(publications, "complete_publication", "publish_unended")
+    _after(publications, "complete_publication", "publish_ended")
 
 
 def _shift_clock(seconds: float) -> None:

@@ -30,7 +30,7 @@ from django.db.models import Q
 from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 
-from batches import estimates, invariants, lifecycle, models, pools, wake
+from batches import estimates, invariants, lifecycle, pools, wake
 from batches.models import (
     GENERATION_OPEN,
     Alert,
@@ -48,6 +48,7 @@ from batches.models import (
     Member,
     Pool,
 )
+from batches.models import work as models_of_work
 from generation.http import HttpClient
 from generation.provider import Downloaded, ErrorClass, Failure, Prediction, SubmitRequest
 from generation.providers.replicate import ReplicateProvider
@@ -315,6 +316,9 @@ class _Redis:
 
     def delete(self, *keys: str) -> None:
         self.keys -= set(keys)
+
+    def publish(self, channel: str, message: str) -> int:
+        return 0  # nobody listens
 
 
 class _Errors(logging.Handler):
@@ -688,7 +692,7 @@ def worlds() -> Iterator[Callable[[], World]]:
             remove = noting(getattr(lifecycle, name), **{deleted: False})
             patch.setattr(lifecycle, name, remove)
         patch.setattr(sweeper, "RECONCILE_EVERY_S", 0.0)
-        patch.setattr(models, "time", Clock)
+        patch.setattr(models_of_work, "time", Clock)
         patch.setattr(tasks, "time", Clock)
         root = logging.getLogger()
         root.addHandler(errors)

@@ -287,7 +287,7 @@ def deleted(stage: Stage) -> None:
 
 
 def delete_image(stage: Stage) -> None:
-    lifecycle.delete_image(image=Image.objects.get())
+    lifecycle.delete_images(images=Image.objects.all())
 
 
 GENERATE, DOWNLOAD = "work.generate", "work.download"

@@ -279,7 +279,8 @@ class Picture(RuleBasedStateMachine):
         images = list(Image.objects.order_by("created_at"))
         if images:
             image = images[pick % len(images)]
-            self.take(None, lambda: lifecycle.delete_image(image=image))
+            chosen = Image.objects.filter(pk=image.pk)
+            self.take(None, lambda: lifecycle.delete_images(images=chosen))
 
     # --- workers and the broker ---
 

@@ -91,4 +91,5 @@ def test_every_task_has_a_queue_that_a_worker_serves():
         "work.finalise_batch": "control",
         "work.sweep": "control",
         "work.clean_files": "control",
+        "work.run_schedules": "control",
     }

@@ -1031,6 +1031,75 @@ def test_every_attempt_has_files_of_its_own(provider, media):
     assert names == latest
 
 
+def resized(mode, width, height):
+    return {"settings": {"resize": {"mode": mode, "width": width, "height": height}}}
+
+
+def test_an_image_is_stored_in_the_size_that_was_asked_for(provider, media):
+    generation, member = start(**resized("upscale", 200, 300))
+    provider.answers = [succeeded()]
+    run(member)
+    assert fetch(generation) == "completed"
+    image = Image.objects.get()
+    stored = image.file.read()
+    image.file.close()
+    assert Pillow.open(io.BytesIO(stored)).size == (200, 300)
+    assert (image.width, image.height, image.format) == (200, 300, "png")
+    assert (image.made_width, image.made_height) == (64, 48)
+    assert (image.size_bytes, image.sha256) == (len(stored), hashlib.sha256(stored).hexdigest())
+    assert len(list(media.rglob("*.png"))) == 1
+
+
+def test_an_image_of_that_very_size_is_stored_as_it_came(provider):
+    generation, member = start(**resized("place", 64, 48))
+    provider.answers = [succeeded()]
+    run(member)
+    assert fetch(generation) == "completed"
+    image = Image.objects.get()
+    assert (image.width, image.height, image.made_width, image.made_height) == (64, 48, None, None)
+    original = base64.b64decode(data_uri().partition(",")[2])
+    assert image.sha256 == hashlib.sha256(original).hexdigest()
+
+
+def test_a_drawing_that_was_not_expected_is_stored_as_it_came(provider):
+    drawing = b'<svg xmlns="http://www.w3.org/2000/svg" width="90" height="60"><rect width="9" height="6"/></svg>'  # noqa: E501
+    generation, member = start(**resized("upscale", 200, 300))
+    provider.answers = [
+        succeeded("data:image/svg+xml;base64," + base64.b64encode(drawing).decode())
+    ]
+    run(member)
+    assert fetch(generation) == "completed"
+    image = Image.objects.get()
+    assert (image.format, image.width, image.height, image.made_width) == ("svg", 90, 60, None)
+
+
+def test_a_resize_that_is_done_twice_writes_the_same_file(provider, media):
+    generation, member = start(**resized("place", 100, 100))
+    provider.answers = [succeeded()]
+    run(member)
+    lease = Lease.objects.get()
+    work = Generation.objects.take_turn(
+        str(generation.pk), str(lease.pk), lease.turn, holds_slot=False
+    )
+    once, again = (tasks._fetch(provider, data_uri(), work.attempt, 0) for _ in range(2))
+    assert (once.file.name, once.sha256) == (again.file.name, again.sha256)
+    assert (once.made_width, once.width) == (64, 100)
+    Lease.objects.update(turn=lease.turn)
+    assert fetch(generation) == "completed"
+    assert [path.name for path in media.rglob("0.png")] == ["0.png"]
+
+
+def test_an_image_that_cannot_be_resized_is_a_bad_output(provider, monkeypatch):
+    bad = Failure(ErrorClass.BAD_OUTPUT, "The image cannot be resized: it is damaged.")
+    monkeypatch.setattr(tasks.images, "resize", lambda *_: bad)
+    generation, member = start(**resized("upscale", 200, 300))
+    provider.answers = [succeeded()]
+    run(member)
+    with pytest.raises(Retry):
+        fetch(generation)
+    assert not Image.objects.exists()
+
+
 def test_a_late_download_that_cannot_store_leaves_what_others_have_stored(provider, monkeypatch):
     generation, member = start()
     provider.answers = [succeeded()]

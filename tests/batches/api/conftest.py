@@ -8,6 +8,7 @@ from django.core.signing import time as signing_time
 from batches.models import Batch, Generation, Lane
 from tests.batches.api.support import client_of
 from tests.factories import make_user
+from tests.s3 import BUCKET, running, storage
 
 QUEUES = ("generate", "download", "control", "webhooks")
 
@@ -84,3 +85,22 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("django.core.signing.time", clock)
     return clock
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with running() as bucket:
+        yield bucket
+        storage(**bucket.options).connection.meta.client.close()
+
+
+@pytest.fixture
+def s3(bucket, settings, media):
+    """The bucket, empty, with the product told to keep its files there."""
+    settings.STORAGE_BUCKET = BUCKET
+    default = {"BACKEND": "tests.s3.storage", "OPTIONS": bucket.options}
+    settings.STORAGES = {**settings.STORAGES, "default": default}
+    bucket.set()
+    yield bucket
+    bucket.set()
+    bucket.empty()

@@ -25,31 +25,12 @@ from picture.storage import PrivateS3Storage
 from tests.batches.api.support import IMAGES, client_of, problem
 from tests.factories import make_batch, make_image, make_reference, make_user
 from tests.factories import picture as bytes_of_picture
-from tests.s3 import BUCKET, PAGE, running, storage
+from tests.s3 import BUCKET, PAGE
 
 pytestmark = pytest.mark.django_db
 
 PARTS = {"file": "url", "preview": "preview_url", "thumbnail": "thumbnail_url"}
 REFERENCES = "/api/v1/references/"
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with running() as bucket:
-        yield bucket
-        storage(**bucket.options).connection.meta.client.close()
-
-
-@pytest.fixture
-def s3(bucket, settings, media):
-    """The bucket, empty, with the product told to keep its files there."""
-    settings.STORAGE_BUCKET = BUCKET
-    default = {"BACKEND": "tests.s3.storage", "OPTIONS": bucket.options}
-    settings.STORAGES = {**settings.STORAGES, "default": default}
-    bucket.set()
-    yield bucket
-    bucket.set()
-    bucket.empty()
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import PIL.Image
 import pytest
 from rest_framework.test import APIClient
 
-from batches.models import Generation, Image
-from tests.batches.api.support import BATCHES, GENERATIONS, IMAGES, problem
-from tests.factories import make_batch, make_generation, make_image, picture
+from batches.models import Generation, Image, Publication
+from tests.batches.api.support import BATCHES, GENERATIONS, IMAGES, ids, invalid, problem
+from tests.factories import MODEL, make_batch, make_generation, make_image, make_user, picture
 
 pytestmark = pytest.mark.django_db
 
@@ -35,6 +35,11 @@ def test_an_image_tells_all_about_itself(api, owner):
     assert (body["width"], body["height"], body["format"]) == (8, 6, "png")
     assert (body["size_bytes"], body["sha256"]) == (image.size_bytes, image.sha256)
     assert (body["prompt"], body["seed"]) == ("picture 0", 7)
+    assert (body["style"], body["genre"], body["model"]) == ("", "", MODEL)
+    assert (body["is_saved"], body["tags"]) == (False, [])
+    assert (body["review_status"], body["reviewed_at"]) == ("pending", None)
+    assert (body["made_width"], body["made_height"]) == (None, None)
+    assert body["publications"] == []
     assert body["created_at"].endswith("Z")
     assert api.get(IMAGES).json()["results"][0].keys() == body.keys()
 
@@ -194,3 +199,153 @@ def test_deleting_one_image_leaves_the_others(api, owner, image, media):
     other = make_image(make_generation(owner))
     api.delete(f"{IMAGES}{image.pk}/")
     assert content(api.get(f"{IMAGES}{other.pk}/file/"))
+
+
+# --- The gallery --------------------------------------------------------------------------------
+
+
+def publish(image, status="publishing", channel="printify"):
+    return Publication.objects.create(
+        owner_id=image.owner_id,
+        image=image,
+        channel=channel,
+        status=status,
+        product_type="mug",
+        title="A mug",
+        remote_url="" if status == "publishing" else "https://shop.example/mug",
+        finished_at=None if status == "publishing" else image.created_at,
+    )
+
+
+def test_an_image_tells_where_it_is_published(api, owner, image, django_assert_num_queries):
+    done = publish(image, "published", "shopify")
+    publish(image)
+    publish(make_image(make_generation(make_user())))
+    with django_assert_num_queries(2):
+        body = api.get(f"{IMAGES}{image.pk}/").json()
+    assert [one["channel"] for one in body["publications"]] == ["printify", "shopify"]
+    assert body["publications"][1] == {
+        "id": str(done.pk),
+        "channel": "shopify",
+        "status": "published",
+        "product_type": "mug",
+        "url": "https://shop.example/mug",
+    }
+    assert api.get(IMAGES).json()["results"][0]["publications"] == body["publications"]
+
+
+def test_an_image_that_is_being_published_is_not_deleted(api, image):
+    publication = publish(image)
+    problem(api.delete(f"{IMAGES}{image.pk}/"), 409, "being_published")
+    publication.status, publication.finished_at = "published", image.created_at
+    publication.save()
+    assert api.delete(f"{IMAGES}{image.pk}/").status_code == 204
+    assert Publication.objects.get().image_id is None
+
+
+@pytest.fixture
+def shelf(api, owner):
+    """An approved fox, a saved owl that is tagged, and a rejected fox in another format."""
+    fox = make_image(make_generation(owner, prompt="a red fox"))
+    owl = make_image(make_generation(owner, prompt="an owl", model="some/model"))
+    old = make_image(make_generation(owner, prompt="foxes"), image_format="webp")
+    assert api.post(f"{IMAGES}{fox.pk}/approve/").status_code == 200
+    assert api.post(f"{IMAGES}{old.pk}/reject/").status_code == 200
+    change = {"is_saved": True, "tags": ["it's, odd", "b"]}
+    assert api.patch(f"{IMAGES}{owl.pk}/", change).status_code == 200
+    make_image(make_generation(make_user(), prompt="a red fox"))
+    return {"fox": str(fox.pk), "owl": str(owl.pk), "old": str(old.pk)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ({}, ["old", "owl", "fox"]),
+        ({"order": "newest"}, ["old", "owl", "fox"]),
+        ({"order": "oldest"}, ["fox", "owl", "old"]),
+        ({"q": "fox"}, ["old", "fox"]),
+        ({"q": "fox", "order": "oldest"}, ["fox", "old"]),
+        ({"q": "fox -red"}, ["old"]),
+        ({"q": "nonesuch"}, []),
+        ({"review_status": "approved"}, ["fox"]),
+        ({"review_status": "approved,rejected"}, ["old", "fox"]),
+        ({"review_status": "pending"}, ["owl"]),
+        ({"saved": "true"}, ["owl"]),
+        ({"saved": "false"}, ["old", "fox"]),
+        ({"tag": "it's, odd"}, ["owl"]),
+        ({"tag": ["b", "it's, odd"]}, ["owl"]),
+        ({"tag": ["b", "c"]}, []),
+        ({"tag": "odd"}, []),
+        ({"model": "some/model", "saved": "true", "q": "owl", "tag": "b"}, ["owl"]),
+        ({"format": "webp", "review_status": "rejected"}, ["old"]),
+        ({"format": "webp", "review_status": "approved"}, []),
+    ],
+)
+def test_the_gallery_finds_what_is_asked_for(asked, names, api, shelf):
+    assert ids(api.get(IMAGES, asked)) == [shelf[name] for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("review_status", "good"),
+        ("review_status", "approved,good"),
+        ("saved", "yes"),
+        ("saved", "True "),
+        ("tag", "x" * 51),
+        ("tag", " "),
+        ("tag", "a\nb"),
+        ("tag", "\x00"),
+        ("tag", [str(number) for number in range(21)]),
+        ("batch", "x"),
+        ("format", "gif"),
+        ("q", "x" * 201),
+        ("q", "\x00"),
+        ("order", "best"),
+        ("model", "x" * 201),
+    ],
+)
+def test_what_the_gallery_does_not_understand_is_refused(name, value, api):
+    assert invalid(api.get(IMAGES, {name: value})).keys() == {name}
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+@pytest.mark.parametrize("asked", [{}, {"q": "fox"}, {"tag": "a"}, {"saved": "false", "q": "fox"}])
+def test_the_gallery_is_walked_forward_and_back(order, asked, api, owner):
+    images = [make_image(make_generation(owner, prompt="a fox")) for _ in range(7)]
+    for image in images:
+        api.patch(f"{IMAGES}{image.pk}/", {"tags": ["a"]})
+    expected = [str(image.pk) for image in (images if order == "oldest" else images[::-1])]
+    walked, page = [], api.get(IMAGES, {**asked, "order": order, "page_size": 3}).json()
+    while True:
+        walked += [row["id"] for row in page["results"]]
+        if page["next"] is None:
+            break
+        page = api.get(page["next"]).json()
+    assert walked == expected
+    back = []
+    while page["previous"] is not None:
+        page = api.get(page["previous"]).json()
+        back = [row["id"] for row in page["results"]] + back
+    assert back == expected[:6]
+
+
+@pytest.mark.usefixtures("warm_caches")
+@pytest.mark.parametrize(
+    ("asked", "queries"),
+    [
+        ({}, 2),
+        ({"saved": "false"}, 2),
+        ({"q": "lighthouse", "page_size": 3}, 2),
+        ({"q": "lighthouse", "page_size": 100}, 3),
+        ({"tag": "none"}, 3),
+    ],
+)
+def test_a_page_of_the_gallery_takes_as_many_queries_for_any_number_of_images(
+    asked, queries, api, owner, django_assert_num_queries
+):
+    for count in (4, 20):
+        for _ in range(count):
+            publish(make_image(make_generation(owner)), "published")
+        with django_assert_num_queries(queries):
+            assert api.get(IMAGES, asked).status_code == 200

@@ -7,7 +7,9 @@ import uuid
 import pytest
 from django.urls import URLPattern, get_resolver
 
-from batches.models import Image, Reference
+from batches.models import Image, Publication, Reference
+from batches.schedules import create_schedule
+from batches.templates import create_template
 from tests.batches.api.support import (
     BATCHES,
     GENERATIONS,
@@ -29,9 +31,16 @@ OWNED = {
     "generation": "generations",
     "image": "images",
     "reference": "references",
+    "template": "templates",
+    "schedule": "schedules",
+    "publication": "publications",
 }
 # The catalogue and the documents are everybody's.
 PUBLIC = {"model-list", "model-detail", "schema", "docs", "redoc", "nowhere"}
+# By the name of a channel, whoever asks is told of an account of their own.
+PUBLIC |= {"channel-list", "channel-detail", "channel-check"}
+# Figures of one's own rows, whoever asks.
+PUBLIC |= {"analytics"}
 
 
 def walk(patterns, way=""):
@@ -50,13 +59,22 @@ ROUTES = [
 
 @pytest.fixture
 def foreign(db):
-    """A batch, a generation, an image and a reference image of somebody else."""
+    """One of everything, of somebody else."""
     image = make_image(make_batch(make_user(), size=1).generations.get())
     return {
         "batch": image.generation.batch_id,
         "generation": image.generation_id,
         "image": image.pk,
         "reference": make_reference(image.owner).pk,
+        "template": create_template(
+            owner_id=image.owner_id, name="Foxes", body={"prompt": "a fox"}
+        ).pk,
+        "schedule": create_schedule(
+            owner_id=image.owner_id, name="Foxes", rule="FREQ=DAILY", body={"prompt": "a fox"}
+        ).pk,
+        "publication": Publication.objects.create(
+            owner=image.owner, image=image, channel="printify", product_type="mug", title="A fox"
+        ).pk,
     }
 
 
@@ -109,8 +127,11 @@ def test_the_walk_meets_the_reads_of_every_object(api, foreign):
     }
     assert read >= {
         *("batch-detail", "generation-detail", "image-detail"),
-        *("image-file", "image-preview", "image-thumbnail"),
+        *("image-file", "image-preview", "image-thumbnail", "image-reviews"),
+        *("batch-export", "batch-analytics"),
+        "publication-detail",
         *("reference-detail", "reference-file", "reference-thumbnail"),
+        *("template-detail", "schedule-detail", "schedule-runs"),
     }
 
 
@@ -125,7 +146,12 @@ def test_the_walk_meets_all_that_is_done_with_an_object(api, foreign):
     kinds = ("batch", "generation")
     assert offered == {
         *((f"{kind}-{act}", "POST") for kind in kinds for act in ("pause", "resume", "cancel")),
-        *((f"{kind}-retry", "POST") for kind in kinds),
+        *((f"{kind}-retry", "POST") for kind in (*kinds, "publication")),
+        *((f"image-{act}", "POST") for act in ("publish", "approve", "reject")),
+        *((f"{kind}-similar", "POST") for kind in ("batch", "image")),
+        ("template-start", "POST"),
+        *((f"{kind}-detail", "DELETE") for kind in ("template", "schedule")),
+        *((f"image-print-{act}", "POST") for act in ("approve", "publish")),
         *((f"{kind}-detail", "DELETE") for kind in (*kinds, "image", "reference")),
     }
 

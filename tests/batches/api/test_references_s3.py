@@ -7,30 +7,10 @@ from rest_framework.test import APIClient
 from batches.models import Discarded, Reference
 from tests.batches.api.support import DEV, GENERATIONS, invalid, problem
 from tests.factories import make_generation, make_image, picture
-from tests.s3 import BUCKET, running, storage
 
 pytestmark = pytest.mark.django_db
 
 REFERENCES = "/api/v1/references/"
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    with running() as bucket:
-        yield bucket
-        storage(**bucket.options).connection.meta.client.close()
-
-
-@pytest.fixture
-def s3(bucket, settings, media):
-    """The bucket, empty, with the product told to keep its files there."""
-    settings.STORAGE_BUCKET = BUCKET
-    default = {"BACKEND": "tests.s3.storage", "OPTIONS": bucket.options}
-    settings.STORAGES = {**settings.STORAGES, "default": default}
-    bucket.set()
-    yield bucket
-    bucket.set()
-    bucket.empty()
 
 
 def upload(api):

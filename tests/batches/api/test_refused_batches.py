@@ -218,6 +218,7 @@ REFUSED = {
         "finite",
     ),
     "too many tags": (top(tags=["t"] * 21), "tags", "max_length", "20"),
+    "over-long name of spaces": (top(name="a" + " " * 200), "name", "max_length", "200"),
     "over-long tag": (top(tags=["t", "t" * 51]), "tags.1", "max_length", "50"),
     "empty tag": (top(tags=[""]), "tags.0", "blank", "blank"),
     "over-long name": (top(name="n" * 201), "name", "max_length", "200"),

@@ -11,6 +11,16 @@ from tests.factories import make_reference
 pytestmark = pytest.mark.django_db
 
 REFERENCES = "/api/v1/references/"
+PUBLICATIONS = "/api/v1/publications/"
+TEMPLATES = "/api/v1/templates/"
+SCHEDULES = "/api/v1/schedules/"
+# Of print-on-demand clients.
+PRINT_ROUTES = {
+    ("POST", "/api/generate"),
+    ("POST", "/api/approve/{id}"),
+    ("POST", "/api/publish/{id}"),
+    ("POST", "/functions/v1/start-generation"),
+}
 METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -63,6 +73,10 @@ def test_every_route_is_documented(operations):
         ("GET", "/api/v1/images/"),
         ("GET", detail.format("images")),
         ("DELETE", detail.format("images")),
+        ("PATCH", detail.format("images")),
+        *(("POST", f"{detail.format('images')}{act}/") for act in ("approve", "reject")),
+        ("GET", f"{detail.format('images')}reviews/"),
+        ("POST", "/api/v1/images/actions/"),
         ("GET", "/api/v1/images/{id}/file/"),
         ("GET", "/api/v1/images/{id}/preview/"),
         ("GET", "/api/v1/images/{id}/thumbnail/"),
@@ -72,8 +86,35 @@ def test_every_route_is_documented(operations):
         ("DELETE", detail.format("references")),
         ("GET", "/api/v1/references/{id}/file/"),
         ("GET", "/api/v1/references/{id}/thumbnail/"),
+        ("GET", "/api/v1/images/export/"),
+        ("GET", f"{detail.format('batches')}export/"),
+        ("GET", f"{detail.format('batches')}analytics/"),
+        ("GET", "/api/v1/analytics/"),
+        ("GET", PUBLICATIONS),
+        ("POST", PUBLICATIONS),
+        ("GET", detail.format("publications")),
+        ("POST", f"{detail.format('publications')}retry/"),
+        ("POST", "/api/v1/images/{id}/publish/"),
+        ("GET", "/api/v1/channels/"),
+        *((method, "/api/v1/channels/{name}/") for method in ("GET", "PUT", "DELETE")),
+        ("POST", "/api/v1/channels/{name}/check/"),
         ("GET", "/api/v1/models/"),
         ("GET", "/api/v1/models/{owner}/{name}/"),
+        *(
+            (method, path)
+            for list_path in (TEMPLATES, SCHEDULES)
+            for path, methods in {
+                list_path: ("GET", "POST"),
+                f"{list_path}{{id}}/": ("GET", "PATCH", "DELETE"),
+            }.items()
+            for method in methods
+        ),
+        ("POST", f"{TEMPLATES}{{id}}/start/"),
+        ("GET", f"{SCHEDULES}{{id}}/runs/"),
+        *(("POST", f"{detail.format(name)}similar/") for name in ("images", "batches")),
+        *PRINT_ROUTES,
+        ("GET", "/api/batch/{id}"),
+        ("GET", "/api/images"),
     }
     names = [operation["operationId"] for operation in operations.values()]
     assert len(set(names)) == len(names)
@@ -133,12 +174,18 @@ def test_what_makes_work_takes_an_idempotency_key(operations):
     }
     assert taken == {
         *(("POST", path) for path in (BATCHES, GENERATIONS, REFERENCES)),
-        *(("POST", f"{path}{{id}}/retry/") for path in (BATCHES, GENERATIONS)),
+        *(("POST", f"{path}{{id}}/retry/") for path in (BATCHES, GENERATIONS, PUBLICATIONS)),
+        ("POST", PUBLICATIONS),
+        *(("POST", f"/api/v1/images/{{id}}/{act}/") for act in ("publish", "approve", "reject")),
+        ("POST", "/api/v1/images/actions/"),
+        *(("POST", path) for path in (TEMPLATES, SCHEDULES, f"{TEMPLATES}{{id}}/start/")),
+        *(("POST", f"/api/v1/{name}/{{id}}/similar/") for name in ("images", "batches")),
+        *PRINT_ROUTES,
     }
     for place in taken:
         operation = operations[place]
-        (header,) = (one for one in operation["parameters"] if one["in"] == "header")
-        assert not header.get("required")
+        headers = [one for one in operation["parameters"] if one["in"] == "header"]
+        assert not any(header.get("required") for header in headers)
         answers = [one for status, one in operation["responses"].items() if status < "300"]
         assert all("Idempotent-Replayed" in answer["headers"] for answer in answers)
 

@@ -1,0 +1,66 @@
+"""`Prefer: wait=N`: a client may wait for what becomes of what it has asked for.
+
+A view answers at once, as always. A header, which never leaves the server, says that the answer
+may be kept back for so long, and at which path there is a better one once the work has ended.
+
+Source: RFC 7240, sections 2 and 4.3, read 2026-11-20
+"""
+
+import re
+
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from batches.api.files import base_url
+from batches.forms import MAX_WAIT_S
+
+# `<seconds> <path>`; the last id in the path is that of the batch or generation.
+WAIT_HEADER = "X-Picture-Wait"
+
+_HEADER = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*')
+_PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
+_SECONDS = re.compile(r'"?([0-9]{1,9})"?')
+
+HEADERS = (
+    OpenApiParameter(
+        "Prefer",
+        {"type": "string", "examples": ["wait=30"]},
+        OpenApiParameter.HEADER,
+        description="`wait=N`: keep the answer back until the work has ended, for N seconds at "
+        f"most, and no more than {MAX_WAIT_S}. Then it is 200 with the result, else 202.",
+    ),
+    OpenApiParameter(
+        "Preference-Applied",
+        str,
+        OpenApiParameter.HEADER,
+        response=[200, 202],
+        description="`wait=N`, the seconds that were taken for it.",
+    ),
+)
+
+
+def preferred_wait_s(header: str | None) -> int:
+    """Seconds that a client would wait; 0 when it does not say so, or not so that it counts."""
+    if header is None or not _HEADER.fullmatch(header):
+        return 0
+    for preference in _PREFERENCE.findall(header):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait":
+            seconds = _SECONDS.fullmatch(value.strip())
+            return min(int(seconds[1]), MAX_WAIT_S) if seconds else 0
+    return 0
+
+
+def keep_back(response: Response, *, wait_s: int, path: str) -> None:
+    """Have the answer kept back until what stands at the path has ended."""
+    response[WAIT_HEADER] = f"{wait_s} {path}"
+
+
+def keep_back_if_preferred(request: Request, response: Response) -> None:
+    """Do so with an answer of 202 whose client prefers it, unless the view has said already."""
+    if response.status_code != 202 or "Location" not in response or WAIT_HEADER in response:
+        return
+    if wait_s := preferred_wait_s(request.headers.get("Prefer")):
+        path = response["Location"].removeprefix(base_url(request))
+        keep_back(response, wait_s=wait_s, path=path)

@@ -1,0 +1,387 @@
+"""Publications as rows: asked for once, however many ask, and held by one."""
+
+import threading
+import uuid
+from datetime import timedelta
+
+import pytest
+from django.db import IntegrityError, connection, connections, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from batches import invariants, publications
+from batches.intake import Refused
+from batches.models import (
+    ChannelAccount,
+    Image,
+    Publication,
+    PublicationAttempt,
+)
+from batches.publications import AccountInUse, Outcome, PublishRequest
+from publishing.channel import Done, Limits, Step
+from tests.factories import make_generation, make_image, make_user
+
+WANTED = PublishRequest("printify", "mug", "A fox {index}")
+LIMITS = Limits(calls_per_minute=120, publications=40, publications_window_s=600)
+
+
+def approved(owner, count=1):
+    images = [make_image(make_generation(owner)) for _ in range(count)]
+    Image.objects.update(review_status="approved", reviewed_at=Now())
+    return images
+
+
+def make_account(owner):
+    account, _ = publications.set_account(
+        owner_id=owner.pk, channel="printify", credentials={"token": "t"}, options={}
+    )
+    return account
+
+
+def publish(owner, images, asked=WANTED):
+    return publications.publish_images(
+        owner_id=owner.pk, image_ids=[image.pk for image in images], asked=asked
+    )
+
+
+@pytest.fixture
+def owner(db):
+    return make_user()
+
+
+@pytest.fixture
+def account(owner):
+    return make_account(owner)
+
+
+@pytest.fixture
+def publication(owner, account):
+    ((publication, _),) = publish(owner, approved(owner))
+    return publication
+
+
+def at_once(*acts):
+    """Run all of them at the same moment; their answers, or what they raised."""
+    barrier, answers = threading.Barrier(len(acts)), [None] * len(acts)
+
+    def run(place, act):
+        try:
+            barrier.wait(10)
+            answers[place] = act()
+        except Exception as error:
+            answers[place] = error
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=one) for one in enumerate(acts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return answers
+
+
+def broken():
+    return {
+        f"{finding.rule}: {finding.examples}"
+        for finding in invariants.check()
+        if finding.broken and finding.code in ("I1", "I2")
+    }
+
+
+# --- asking -------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_who_publish_the_same_at_once_one_makes_a_row(owner, account):
+    images = approved(owner, 3)
+    backwards = images[::-1]
+    answers = at_once(
+        *(lambda order=order: publish(owner, order) for order in (images, backwards) * 3)
+    )
+    assert Publication.objects.count() == 3
+    outcomes = [taken.outcome for answer in answers for taken in answer]
+    assert outcomes.count(Outcome.ACCEPTED) == 3
+    assert outcomes.count(Outcome.EXISTS) == 15
+    assert all(
+        taken.publication.image_id == image.pk
+        for answer, order in zip(answers, (images, backwards) * 3, strict=True)
+        for taken, image in zip(answer, order, strict=True)
+    )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_who_retry_at_once_one_does(owner, publication):
+    fail(publication)
+    answers = at_once(
+        *[lambda: publications.retry_publication(publication=publication)] * 3,
+        *[lambda: publish(owner, [publication.image])] * 3,
+    )
+    done = [one for one in answers if one is True]
+    retried = [one for one in answers if isinstance(one, list) and one[0].outcome == "retried"]
+    assert len(done) + len(retried) == 1
+    publication.refresh_from_db()
+    assert (publication.status, publication.turn) == ("publishing", 1)
+
+
+def fail(publication, code="auth"):
+    assert publications.fail_publication(
+        publication_id=publication.pk, turn=publication.turn, code=code, message="No."
+    )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_account_is_never_deleted_under_what_is_being_published(owner):
+    for _ in range(5):
+        account = make_account(owner)
+        (image,) = approved(owner)
+        published, deleted = at_once(
+            lambda image=image: publish(owner, [image]),
+            lambda account=account: publications.delete_account(account=account),
+        )
+        assert isinstance(published, Refused) != isinstance(deleted, AccountInUse)
+        assert not broken()
+        Publication.objects.update(status="published", published_at=Now(), finished_at=Now())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_image_is_never_published_once_it_is_rejected(owner, account):
+    def reject(image):
+        with transaction.atomic():
+            Image.objects.select_for_update().get(pk=image.pk)
+            if not Publication.objects.filter(image=image.pk).exists():
+                Image.objects.filter(pk=image.pk).update(review_status="rejected")
+
+    for _ in range(5):
+        (image,) = approved(owner)
+        at_once(
+            lambda image=image: publish(owner, [image]),
+            lambda image=image: reject(image),
+        )
+        image.refresh_from_db()
+        is_published = Publication.objects.filter(image=image.pk).exists()
+        assert is_published != (image.review_status == "rejected")
+
+
+def test_the_database_itself_refuses_a_second_row(publication):
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Publication.objects.create(
+            owner=publication.owner,
+            image=publication.image,
+            channel="printify",
+            product_type="mug",
+            title="Another",
+        )
+
+
+def test_titles_are_numbered(owner, account):
+    taken = publish(owner, approved(owner, 2))
+    assert [one.publication.title for one in taken] == ["A fox 1", "A fox 2"]
+
+
+def test_nothing_is_stored_when_anything_is_refused(owner, account):
+    good, foreign = approved(owner)[0], approved(make_user())[0]
+    with pytest.raises(Image.DoesNotExist):
+        publish(owner, [good, foreign])
+    Image.objects.filter(pk=good.pk).update(review_status="pending")
+    with pytest.raises(Refused) as refused:
+        publish(owner, [good], PublishRequest("printify", "spaceship", "A fox"))
+    assert {problem.code for problem in refused.value.problems} == {
+        "unknown_product_type",
+        "not_approved",
+    }
+    assert not Publication.objects.exists()
+
+
+# --- holding ------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_copies_of_a_message_one_takes_the_turn(publication):
+    works = at_once(*[lambda: publications.take_turn(str(publication.pk), 0)] * 6)
+    (work,) = [one for one in works if one is not None]
+    assert work.turn == 1
+    assert publications.take_turn(str(publication.pk), 0) is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_many_sweeps_at_once_one_sends_for_it(publication):
+    due = at_once(*[lambda: publications.take_due(10)] * 4)
+    assert sum(map(len, due)) == 1
+
+
+def test_one_that_was_overtaken_writes_nothing_more(publication):
+    late = publications.take_turn(str(publication.pk), 0)
+    publications.take_turn(str(publication.pk), 1)
+    before = Publication.objects.values().get()
+    assert not publications.put_off(work=late, seconds=5)
+    assert not publications.complete_publication(work=late)
+    assert publications.begin_attempt(work=late, step=Step("product")) is None
+    assert not publications.record_step(work=late, done=Done({"product_id": "p"}))
+    assert not publications.fail_publication(
+        publication_id=publication.pk, turn=late.turn, code="auth", message="No."
+    )
+    publications.renew({publication.pk: late.turn})
+    assert Publication.objects.values().get() == before
+
+
+def test_one_whose_hold_was_taken_away_begins_no_call(publication):
+    work = publications.take_turn(str(publication.pk), 0)
+    Publication.objects.update(due_at=Now())
+    publications.take_due(10)  # its message is not taken yet
+    assert publications.begin_attempt(work=work, step=Step("product")) is None
+    publications.renew({publication.pk: work.turn})
+    publication.refresh_from_db()
+    assert (publication.held_until, publication.crash_count) == (None, 1)
+
+
+def test_the_answer_to_a_call_is_kept_once(publication):
+    work = publications.take_turn(str(publication.pk), 0)
+    attempt = publications.begin_attempt(work=work, step=Step("product"))
+    with pytest.raises(IntegrityError), transaction.atomic():
+        publications.begin_attempt(work=work, step=Step("product"))
+    assert publications.record_step(work=work, done=Done({"product_id": "p"}), attempt=attempt)
+    assert not publications.record_step(work=work, done=Done({"product_id": "q"}), attempt=attempt)
+    publication.refresh_from_db()
+    assert publication.remote_ids == {"product_id": "p"}
+    assert not broken()
+
+
+def test_what_ends_with_a_call_under_way_leaves_it_to_be_looked_up(publication):
+    work = publications.take_turn(str(publication.pk), 0)
+    publications.begin_attempt(work=work, step=Step("product"))
+    fail(work.publication)
+    assert PublicationAttempt.objects.get().outcome == "unknown"
+    publications.retry_publication(publication=publication)
+    again = publications.take_turn(str(publication.pk), 2)
+    assert again.attempt == PublicationAttempt.objects.get()
+    assert not broken()
+
+
+def test_a_long_address_is_not_kept(publication):
+    work = publications.take_turn(str(publication.pk), 0)
+    assert publications.record_step(work=work, done=Done(url="https://a.example/" + "x" * 500))
+    publication.refresh_from_db()
+    assert publication.remote_url == ""
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+def allowed(account, calls=1, **options):
+    return publications.take_allowance(account=account, limits=LIMITS, calls=calls, **options)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_more_is_taken_of_a_limit_than_there_is(account):
+    given = at_once(*[lambda: allowed(account).is_given] * 8, *[lambda: allowed(account, 5)] * 6)
+    taken = given[:8].count(True) + 5 * sum(one.is_given for one in given[8:])
+    assert 26 <= taken <= 31  # a quarter of 120, and what comes back meanwhile
+
+
+def test_what_is_used_up_comes_back_over_its_window(account):
+    assert allowed(account, 30).is_given
+    refused = allowed(account, 3)
+    assert not refused.is_given
+    assert 1.5 < refused.wait_s <= 2  # 90 a minute
+    ChannelAccount.objects.update(refilled_at=F("refilled_at") - timedelta(seconds=2))
+    assert allowed(account, 3).is_given
+
+
+def test_within_a_window_no_more_is_taken_than_the_limit(account):
+    taken = 0
+    for _ in range(60):  # seconds
+        while allowed(account).is_given:
+            taken += 1
+        second = timedelta(seconds=1)
+        ChannelAccount.objects.update(refilled_at=F("refilled_at") - second)
+    assert 110 <= taken <= 120
+
+
+def test_publications_are_counted_beside_calls(account):
+    for _ in range(10):
+        assert allowed(account, publications=1).is_given
+    refused = allowed(account, publications=1)
+    assert not refused.is_given
+    assert 15 < refused.wait_s <= 20
+    assert allowed(account).is_given
+
+
+def test_a_block_only_grows(account):
+    publications.block_account(account=account, seconds=60)
+    publications.block_account(account=account, seconds=5)
+    assert 50 < allowed(account).wait_s <= 60
+    publications.set_account(
+        owner_id=account.owner_id, channel="printify", credentials={"token": "u"}, options={}
+    )
+    assert allowed(account).is_given
+
+
+def test_a_stopped_account_allows_nothing(account):
+    publications.stop_account(account=account, error_class="auth")
+    assert allowed(account) == (False, 0.0, "auth")
+
+
+# --- what must hold -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"started_at": F("started_at") - timedelta(days=2)}, "overdue"),
+        ({"channel": "shopify"}, "without an account"),
+        (
+            {"status": "published", "finished_at": Now(), "held_until": Now()},
+            "published at no time",
+        ),
+    ],
+)
+def test_what_must_not_be_is_found(change, told, publication):
+    assert not broken()
+    Publication.objects.update(**change)
+    assert any(told in one for one in broken())
+
+
+@pytest.mark.parametrize(
+    ("attempts", "told"),
+    [
+        ([(2, "product", "open")], "number"),
+        ([(1, "product", "unknown"), (2, "product", "open")], "begun before"),
+        ([(1, "product", "succeeded"), (2, "product", "succeeded")], "created twice"),
+    ],
+)
+def test_calls_that_must_not_be_are_found(attempts, told, publication):
+    Publication.objects.update(attempt_count=len(attempts))
+    PublicationAttempt.objects.bulk_create(
+        PublicationAttempt(publication=publication, number=number, step=step, outcome=outcome)
+        for number, step, outcome in attempts
+    )
+    assert any(told in one for one in broken())
+
+
+def test_what_is_due_is_found_by_its_index(owner, account, publication):
+    row = Publication.objects.values().get()
+    Publication.objects.bulk_create(
+        Publication(
+            **{
+                **row,
+                "id": uuid.uuid4(),
+                "image_id": None,
+                "status": "published",
+                "published_at": row["created_at"],
+                "finished_at": row["created_at"],
+            }
+        )
+        for _ in range(500)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE batches_publication")
+        cursor.execute(
+            """
+            EXPLAIN SELECT id FROM batches_publication
+            WHERE status = 'publishing' AND due_at <= statement_timestamp()
+            ORDER BY due_at LIMIT 50
+            """
+        )
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    assert "publication_due" in plan

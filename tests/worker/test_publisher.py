@@ -1,0 +1,756 @@
+"""What a delivery of a publication does, by what the channel says."""
+
+import hashlib
+import io
+import threading
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import PIL.Image
+import pytest
+from django.db import OperationalError, connections
+from django.db.models import F
+from django.db.models.functions import Now
+
+from batches import publications, wake
+from batches.models import (
+    Alert,
+    ChannelAccount,
+    Image,
+    Publication,
+    PublicationAttempt,
+)
+from batches.publications import PublishRequest
+from generation.provider import ErrorClass, Failure
+from picture.celery import app
+from publishing.channel import Done, Limits, NotThere, Pending, Step
+from tests.factories import make_image, picture
+from worker import publisher, sweeper
+
+pytestmark = pytest.mark.django_db
+
+UPLOAD = Step("upload")
+PRODUCT = Step("product")
+PUBLISH = Step("publish", publishes=True)
+LISTING = Step("listing", creates=False)
+STEPS = ((UPLOAD, "upload_id"), (PRODUCT, "product_id"), (PUBLISH, "sent"), (LISTING, "listed"))
+LOST = Failure(ErrorClass.TIMEOUT_UNKNOWN, "No answer came.")
+AWAY = Failure(ErrorClass.PROVIDER_UNAVAILABLE, "Nobody is there.")
+REFUSED = Failure(ErrorClass.AUTH, "The credentials are refused.")
+
+
+@dataclass
+class ScriptedChannel:
+    """A channel that does what it is told, and remembers what it was asked.
+
+    `answers` of a step are given one after the other, then it succeeds; an exception is raised.
+    `lost` steps take effect and answer nothing.
+    """
+
+    limits: Limits = field(default_factory=lambda: Limits(60_000, 20_000, 60))
+    answers: dict = field(default_factory=dict)
+    finds: list = field(default_factory=list)
+    calls: list = field(default_factory=list)
+    items: list = field(default_factory=list)
+    made: dict = field(default_factory=dict)
+    during: dict = field(default_factory=dict)
+
+    def check(self):
+        raise AssertionError
+
+    def next_step(self, item):
+        return next((step for step, name in STEPS if not item.remote_ids.get(name)), None)
+
+    def take(self, step, item):
+        self.calls.append(step.name)
+        self.items.append(item)
+        if act := self.during.pop(step.name, None):
+            act()
+        script = self.answers.get(step.name, [])
+        answer = script.pop(0) if script else None
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is not None and answer is not LOST:
+            return answer
+        name = dict((one.name, name) for one, name in STEPS)[step.name]
+        number = 1 + sum(one == step.name for one, _ in self.made)
+        self.made[step.name, number] = done = Done(
+            {name: f"{step.name}-{number}"}, url="https://shop.example/1" if step is LISTING else ""
+        )
+        return LOST if answer is LOST else done
+
+    def find(self, step, item):
+        self.calls.append(f"find {step.name}")
+        if self.finds:
+            return self.finds.pop(0)
+        found = [done for (name, _), done in self.made.items() if name == step.name]
+        return found[0] if found else NotThere()
+
+
+@pytest.fixture
+def channel(monkeypatch):
+    scripted = ScriptedChannel()
+    monkeypatch.setattr(publications, "open_channel", lambda account, *, http: scripted)
+    return scripted
+
+
+@pytest.fixture(autouse=True)
+def delays(settings):
+    settings.RETRY_DELAYS = [5.0, 15.0]
+    settings.LEASE_SECONDS = 60
+
+
+def approved(image_format="png"):
+    image = make_image(image_format=image_format)
+    Image.objects.filter(pk=image.pk).update(review_status="approved", reviewed_at=Now())
+    image.refresh_from_db()
+    return image
+
+
+def publish(image=None, channel="printify", **fields):
+    image = image or approved()
+    if not ChannelAccount.objects.filter(owner=image.owner, channel=channel).exists():
+        publications.set_account(
+            owner_id=image.owner_id,
+            channel=channel,
+            credentials={"token": "secret"},
+            options={} if channel == "printify" else {"shop": "a.myshopify.com"},
+        )
+    product_type = next(iter(publications.products.product_types(channel, {})))
+    asked = PublishRequest(channel, **{"product_type": product_type, "title": "A fox", **fields})
+    (taken,) = publications.publish_images(
+        owner_id=image.owner_id, image_ids=[image.pk], asked=asked
+    )
+    return taken.publication
+
+
+def deliver(publication):
+    """One delivery by the turn that stands, however far off it is; the row after it."""
+    publication.refresh_from_db()
+    publisher.deliver(str(publication.pk), publication.turn)
+    publication.refresh_from_db()
+    return publication
+
+
+def waits_s(publication):
+    due = Publication.objects.annotate(wait=F("due_at") - Now()).get(pk=publication.pk)
+    return due.wait.total_seconds()
+
+
+def age(publication, seconds):
+    """Let time pass since its calls."""
+    attempts = PublicationAttempt.objects.filter(publication=publication)
+    passed = timedelta(seconds=seconds)
+    attempts.update(created_at=F("created_at") - passed, finished_at=F("finished_at") - passed)
+
+
+def outcomes(publication):
+    return [(one.number, one.step, one.outcome) for one in publication.attempts.order_by("number")]
+
+
+def test_one_delivery_takes_every_step_and_each_call_is_on_record(channel):
+    publication = deliver(publish())
+    assert channel.calls == ["upload", "product", "publish", "listing"]
+    assert publication.status == "published"
+    assert publication.remote_ids == {
+        "upload_id": "upload-1",
+        "product_id": "product-1",
+        "sent": "publish-1",
+        "listed": "listing-1",
+    }
+    assert publication.remote_url == "https://shop.example/1"
+    assert publication.published_at == publication.finished_at is not None
+    assert publication.held_until is None
+    assert outcomes(publication) == [
+        (1, "upload", "succeeded"),
+        (2, "product", "succeeded"),
+        (3, "publish", "succeeded"),
+    ]
+
+
+def test_a_call_is_committed_before_it_is_made(channel):
+    publication = publish()
+    seen = []
+    channel.during["product"] = lambda: seen.extend(outcomes(publication))
+    deliver(publication)
+    assert seen == [(1, "upload", "succeeded"), (2, "product", "open")]
+
+
+def test_a_copy_of_a_message_does_nothing(channel):
+    publication = publish()
+    turn = publication.turn
+    publisher.deliver(str(publication.pk), turn)
+    calls = list(channel.calls)
+    publisher.deliver(str(publication.pk), turn)
+    assert channel.calls == calls
+
+
+def test_of_two_deliveries_at_a_time_the_second_steps_aside(channel):
+    publication = publish()
+    turn = publication.turn
+    channel.during["upload"] = lambda: publisher.deliver(str(publication.pk), turn)
+    assert deliver(publication).status == "published"
+    assert channel.calls.count("upload") == 1
+
+
+def test_the_pictures_bytes_go_out_as_they_are_stored(channel):
+    image = approved()
+    deliver(publish(image))
+    item = channel.items[0]
+    with item.artwork.open() as file:
+        data = file.read()
+    assert hashlib.sha256(data).hexdigest() == item.artwork.sha256 == image.sha256
+    assert (item.artwork.content_type, item.artwork.size_bytes) == ("image/png", len(data))
+    assert (item.width_px, item.height_px) == (8, 6)
+    assert item.artwork_url == ""
+
+
+@pytest.mark.parametrize("image_format", ["webp", "avif"])
+def test_other_formats_are_sent_as_png(image_format, channel):
+    image = approved(image_format)
+    sent = []
+
+    def read():
+        with channel.items[-1].artwork.open() as file:
+            sent.append(file.read())
+
+    channel.during["upload"] = read
+    deliver(publish(image))
+    artwork = channel.items[0].artwork
+    assert (artwork.content_type, artwork.filename) == ("image/png", f"{image.pk}.png")
+    assert (artwork.size_bytes, artwork.sha256) == (
+        len(sent[0]),
+        hashlib.sha256(sent[0]).hexdigest(),
+    )
+    with PIL.Image.open(io.BytesIO(sent[0])) as shown:
+        assert (shown.format, shown.size) == ("PNG", (8, 6))
+    with pytest.raises(OSError, match="No such file"):
+        artwork.open()  # gone with the delivery
+
+
+def test_a_channel_that_can_reach_us_is_given_an_address(channel, settings):
+    settings.PUBLIC_URL = "https://picture.example"
+    image = approved()
+    deliver(publish(image))
+    url = channel.items[0].artwork_url
+    assert url.startswith(f"https://picture.example/api/v1/images/{image.pk}/file/?signature=")
+
+
+def test_a_picture_that_cannot_be_read_is_tried_again(channel):
+    image = approved("webp")
+    publication = publish(image)
+    image.file.storage.delete(image.file.name)
+    deliver(publication)
+    assert (publication.status, publication.retry_count, channel.calls) == ("publishing", 1, [])
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+def test_a_failure_that_may_pass_is_tried_again_later_and_ever_later(channel):
+    channel.answers["product"] = [AWAY, AWAY]
+    publication = deliver(publish())
+    assert (publication.status, publication.retry_count) == ("publishing", 1)
+    assert 4.5 < waits_s(publication) <= 6.25
+    deliver(publication)
+    assert 14.5 < waits_s(publication) <= 18.75
+    assert deliver(publication).status == "published"
+    assert [step for step in channel.calls if step == "product"] == ["product"] * 3
+    assert [outcome for _, step, outcome in outcomes(publication) if step == "product"] == [
+        "failed",
+        "failed",
+        "succeeded",
+    ]
+    assert "find product" not in channel.calls
+
+
+def test_after_the_last_delay_it_has_failed(channel):
+    channel.answers["product"] = [AWAY] * 3
+    publication = publish()
+    for _ in range(3):
+        deliver(publication)
+    assert (publication.status, publication.error_code) == (
+        "publish_failed",
+        "provider_unavailable",
+    )
+    assert publication.error_message == "Nobody is there."
+    assert publication.remote_ids == {"upload_id": "upload-1"}
+
+
+def test_a_step_that_succeeds_gives_the_next_all_its_retries(channel):
+    channel.answers = {"upload": [AWAY, AWAY], "product": [AWAY, AWAY]}
+    publication = publish()
+    for _ in range(4):
+        deliver(publication)
+    assert publication.status == "publishing"
+    assert deliver(publication).status == "published"
+
+
+@pytest.mark.parametrize("error_class", publisher.PERMANENT)
+def test_what_will_not_be_otherwise_next_time_fails_at_once(error_class, channel):
+    channel.answers["product"] = [Failure(error_class, "No.")]
+    publication = deliver(publish())
+    assert (publication.status, publication.error_code, publication.error_message) == (
+        "publish_failed",
+        error_class,
+        "No.",
+    )
+    assert outcomes(publication)[-1] == (2, "product", "failed")
+
+
+def test_too_many_requests_hold_up_the_account_and_are_not_counted(channel):
+    limited = Failure(ErrorClass.RATE_LIMITED, "Slower.", retry_after_s=40)
+    channel.answers["product"] = [limited] * 9
+    publication = publish()
+    other = publish(approved_of(publication.owner))
+    deliver(publication)
+    assert (publication.status, publication.retry_count) == ("publishing", 0)
+    assert 35 < waits_s(publication) <= 40
+    calls = len(channel.calls)
+    deliver(other)
+    assert len(channel.calls) == calls
+    assert 35 < waits_s(other) <= 60
+
+
+def approved_of(owner):
+    image = approved()
+    Image.objects.filter(pk=image.pk).update(owner=owner)
+    image.refresh_from_db()
+    return image
+
+
+def test_refused_credentials_hold_everything_until_there_are_new_ones(channel):
+    channel.answers["product"] = [REFUSED]
+    publication = publish()
+    other = publish(approved_of(publication.owner))
+    deliver(publication)
+    assert publication.status == "publishing"
+    assert ChannelAccount.objects.get().stopped_by == "auth"
+    calls = len(channel.calls)
+    deliver(other)
+    assert len(channel.calls) == calls
+    assert waits_s(other) > 250
+    set_anew(publication.owner)
+    assert ChannelAccount.objects.get().stopped_by == ""
+    assert waits_s(publication) <= 0
+    assert waits_s(other) <= 0
+    assert deliver(publication).status == deliver(other).status == "published"
+
+
+def set_anew(owner, token="another"):
+    publications.set_account(
+        owner_id=owner.pk, channel="printify", credentials={"token": token}, options={}
+    )
+
+
+def test_old_credentials_that_are_refused_do_not_stop_new_ones(channel):
+    publication = publish()
+    channel.answers["upload"] = [REFUSED]
+    channel.during["upload"] = lambda: set_anew(publication.owner)
+    deliver(publication)
+    assert ChannelAccount.objects.get().stopped_by == ""
+
+
+def test_credentials_that_cannot_be_opened_stop_the_account(settings):
+    publication = publish()
+    settings.SECRET_KEY = "another key altogether, as after a move"
+    deliver(publication)
+    assert publication.status == "publishing"
+    assert ChannelAccount.objects.get().stopped_by == "auth"
+
+
+def test_what_waits_for_credentials_fails_in_the_end_with_that(channel):
+    channel.answers["upload"] = [REFUSED]
+    publication = deliver(publish())
+    late(publication)
+    deliver(publication)
+    assert (publication.status, publication.error_code) == ("publish_failed", "auth")
+
+
+def late(publication):
+    passed = publications.DEADLINE + timedelta(seconds=1)
+    Publication.objects.filter(pk=publication.pk).update(started_at=F("started_at") - passed)
+
+
+def test_a_channel_that_is_never_done_is_asked_ever_less_often_and_then_given_up(channel):
+    channel.answers["listing"] = [Pending(2.0)] * 5
+    publication = deliver(publish())
+    assert 1 < waits_s(publication) <= 2
+    hour = timedelta(hours=1)
+    Publication.objects.update(started_at=F("started_at") - hour)
+    deliver(publication)
+    assert 340 < waits_s(publication) <= 362
+    late(publication)
+    deliver(publication)
+    assert (publication.status, publication.error_code) == ("publish_failed", "timeout_run")
+    assert publication.remote_ids["product_id"] == "product-1"
+
+
+# --- answers that are lost ----------------------------------------------------------------------
+
+
+def test_a_call_whose_answer_is_lost_is_found_and_not_made_again(channel):
+    channel.answers["product"] = [LOST]
+    publication = deliver(publish())
+    assert outcomes(publication)[-1] == (2, "product", "unknown")
+    assert waits_s(publication) >= 9
+    deliver(publication)
+    assert publication.status == "published"
+    assert publication.remote_ids["product_id"] == "product-1"
+    assert channel.calls.count("product") == 1
+    assert (2, "product", "succeeded") in outcomes(publication)
+
+
+def test_a_call_that_did_not_arrive_is_made_again_once_that_is_certain(channel):
+    channel.answers["product"] = [LOST]
+    channel.finds = [NotThere(), NotThere()]
+    publication = deliver(publish())
+    deliver(publication)  # it may still be on its way
+    assert channel.calls.count("product") == 1
+    assert 0 < waits_s(publication) <= 10
+    age(publication, 60)
+    deliver(publication)
+    assert channel.calls.count("product") == 2
+    assert outcomes(publication)[1:3] == [(2, "product", "failed"), (3, "product", "succeeded")]
+
+
+def test_a_call_that_cannot_be_looked_up_is_never_made_again(channel):
+    channel.answers["product"] = [LOST]
+    channel.finds = [AWAY] * 9
+    publication = publish()
+    for _ in range(4):
+        deliver(publication)
+        age(publication, 600)
+    assert (publication.status, publication.error_code) == ("publish_failed", "outcome_unknown")
+    assert outcomes(publication)[-1] == (2, "product", "unknown")
+    # Nor when its owner has it tried again.
+    channel.finds = []
+    assert publications.retry_publication(publication=publication)
+    assert deliver(publication).status == "published"
+    assert channel.calls.count("product") == 1
+
+
+def test_what_is_gone_at_the_channel_is_made_anew_when_its_owner_asks(channel):
+    channel.answers["publish"] = [LOST]
+    channel.finds = [Failure(ErrorClass.NOT_FOUND, "No such product.")]
+    publication = deliver(publish())
+    deliver(publication)
+    assert (publication.status, publication.error_code) == ("publish_failed", "not_found")
+    assert publications.retry_publication(publication=publication)
+    channel.made.clear()
+    assert deliver(publication).status == "published"
+    assert channel.calls.count("product") == 2
+
+
+def test_a_product_of_which_nobody_knows_is_looked_for_again_in_a_shop_that_was_not_there(channel):
+    channel.answers["product"] = [LOST]
+    channel.finds = [Failure(ErrorClass.NOT_FOUND, "No such shop.")]
+    publication = deliver(publish())
+    deliver(publication)
+    assert publication.error_code == "not_found"
+    assert publications.retry_publication(publication=publication)
+    assert deliver(publication).status == "published"
+    assert channel.calls.count("product") == 1
+
+
+def test_an_error_that_nobody_understands_may_have_had_its_effect(channel):
+    channel.answers["product"] = [Failure(ErrorClass.UNKNOWN, "500")]
+    publication = deliver(publish())
+    assert outcomes(publication)[-1] == (2, "product", "unknown")
+
+
+# --- deliveries that die ------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def die():
+    raise Killed
+
+
+def expire(publication):
+    Publication.objects.filter(pk=publication.pk).update(held_until=Now(), due_at=Now())
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The messages that are sent, as (name, args)."""
+    messages = []
+    monkeypatch.setattr(
+        app, "send_task", lambda name, args=(), **_: messages.append((name, tuple(args)))
+    )
+    return messages
+
+
+@pytest.mark.parametrize("step", ["upload", "product", "publish"])
+def test_one_that_dies_before_its_call_makes_it_later_and_once(step, channel, sent):
+    publication = publish()
+    channel.during[step] = die
+    with pytest.raises(Killed):
+        deliver(publication)
+    publication.refresh_from_db()
+    assert outcomes(publication)[-1][1:] == (step, "open")
+    expire(publication)
+    sweeper.publish_due()
+    assert sent[-1] == ("publish.deliver", (str(publication.pk), publication.turn))
+    age(publication, 100)
+    deliver(publication)
+    assert publication.status == "published"
+    assert all(number == 1 for _, number in channel.made)
+
+
+@pytest.mark.parametrize("step", ["upload", "product", "publish"])
+def test_one_that_dies_after_its_call_finds_what_it_made(step, channel, sent, monkeypatch):
+    publication = publish()
+    record, done = publications.record_step, []
+
+    def dies(**kwargs):
+        if not done and kwargs["attempt"].step == step:
+            done.append(1)
+            raise Killed
+        return record(**kwargs)
+
+    monkeypatch.setattr(publications, "record_step", dies)
+    with pytest.raises(Killed):
+        deliver(publication)
+    expire(publication)
+    sweeper.publish_due()
+    deliver(publication)
+    assert publication.status == "published"
+    assert f"find {step}" in channel.calls
+    assert all(number == 1 for _, number in channel.made)
+    assert publication.crash_count == 0  # of a step that was taken nothing is held against it
+
+
+def test_an_answer_that_comes_when_others_have_taken_over_is_kept(channel):
+    publication = publish()
+
+    def overtaken():
+        Publication.objects.filter(pk=publication.pk).update(turn=F("turn") + 1)
+
+    channel.during["product"] = overtaken
+    deliver(publication)
+    assert publication.status == "publishing"
+    assert publication.remote_ids["product_id"] == "product-1"
+    assert channel.calls == ["upload", "product"]
+
+
+def test_one_that_was_held_up_before_its_call_does_not_make_it(channel, monkeypatch):
+    publication = publish()
+    monkeypatch.setattr(publications, "may_send", lambda begun_at_s: False)
+    deliver(publication)
+    assert channel.calls == []
+    assert outcomes(publication) == [(1, "upload", "failed")]
+
+
+def test_what_keeps_killing_its_worker_is_given_up(channel, sent):
+    publication = publish()
+    for crashes in range(1, sweeper.POISON_AFTER + 1):
+        channel.during["upload"] = die
+        with pytest.raises(Killed):
+            deliver(publication)
+        expire(publication)
+        age(publication, 600)
+        sweeper.publish_due()
+        publication.refresh_from_db()
+        assert publication.crash_count == crashes
+    assert (publication.status, publication.error_code) == ("publish_failed", "poison")
+    assert Alert.objects.get().code == "poison"
+    assert outcomes(publication)[-1][2] == "unknown"
+
+
+def test_a_lost_message_is_sent_again_and_is_no_crash(channel, sent):
+    publication = publish()
+    for _ in range(3):
+        Publication.objects.update(due_at=Now())
+        sweeper.publish_due()
+    publication.refresh_from_db()
+    assert publication.crash_count == 0
+    assert sent.count(("publish.deliver", (str(publication.pk), publication.turn))) == 3
+    sweeper.publish_due()  # not before that one is lost too
+    assert len([name for name, _ in sent if name == "publish.deliver"]) == 3
+
+
+def test_without_a_broker_nothing_is_moved(channel, monkeypatch):
+    publication = publish()
+
+    def fail(*args, **kwargs):
+        raise publisher.BrokerError
+
+    monkeypatch.setattr(app, "send_task", fail)
+    with pytest.raises(publisher.BrokerError):
+        sweeper.publish_due()
+    assert waits_s(publication) <= 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_delivery_is_prolonged_while_it_lasts(channel, settings, monkeypatch):
+    from tests.acceptance.conftest import wait_until
+    from worker import heartbeat
+
+    monkeypatch.setattr(heartbeat, "interval_s", lambda: 0.02)
+    monkeypatch.setattr(heartbeat, "_pid", 0)
+    publication = publish()
+
+    def is_held():
+        return Publication.objects.filter(held_until__gt=Now(), due_at__gt=Now()).exists()
+
+    def long_call():
+        for _ in range(3):
+            expire(publication)
+            wait_until(is_held, timeout_s=10)
+
+    channel.during["product"] = long_call
+    assert deliver(publication).status == "published"
+    publications.renew({publication.pk: publication.turn})
+    publication.refresh_from_db()
+    assert publication.held_until is None
+    monkeypatch.setattr(heartbeat, "interval_s", lambda: 3_600)
+    connections.close_all()
+
+
+def test_a_database_that_goes_away_meanwhile_puts_it_off(channel, monkeypatch):
+    publication = publish()
+    channel.during["upload"] = lambda: (_ for _ in ()).throw(OperationalError("gone"))
+    with pytest.raises(OperationalError):  # `Retry`, were it a worker that has called it
+        deliver(publication)
+    publication.refresh_from_db()
+    assert outcomes(publication) == [(1, "upload", "open")]
+    age(publication, 600)
+    assert deliver(publication).status == "published"
+    assert all(number == 1 for _, number in channel.made)
+
+
+# --- what is gone meanwhile ---------------------------------------------------------------------
+
+
+def test_an_image_that_is_deleted_meanwhile_ends_it_and_keeps_its_ids(channel):
+    channel.answers["product"] = [AWAY]
+    image = approved()
+    publication = deliver(publish(image))
+    Image.objects.filter(pk=image.pk).delete()
+    deliver(publication)
+    assert (publication.status, publication.error_code) == ("publish_failed", "image_deleted")
+    assert publication.remote_ids == {"upload_id": "upload-1"}
+    assert publication.image_id is None
+
+
+def test_without_an_account_it_fails(channel):
+    publication = publish()
+    ChannelAccount.objects.all().delete()
+    deliver(publication)
+    assert (publication.status, publication.error_code) == ("publish_failed", "no_account")
+
+
+def test_a_product_type_that_is_gone_fails_it(channel):
+    publication = publish()
+    Publication.objects.update(product_type="gone")
+    deliver(publication)
+    assert (publication.status, publication.error_code) == ("publish_failed", "invalid_input")
+
+
+# --- limits -------------------------------------------------------------------------------------
+
+
+def test_an_account_is_never_used_beyond_its_limits(channel):
+    channel.limits = Limits(calls_per_minute=60_000, publications=8, publications_window_s=600)
+    first = publish()
+    rest = [publish(approved_of(first.owner)) for _ in range(4)]
+    for publication in (first, *rest):
+        deliver(publication)
+    assert channel.calls.count("publish") == 2  # a quarter at once
+    waiting = [one for one in rest if one.status == "publishing"]
+    assert len(waiting) == 3
+    assert all(one.remote_ids["product_id"] and one.retry_count == 0 for one in waiting)
+    assert all(90 < waits_s(one) < 140 for one in waiting)
+    passed = timedelta(seconds=101)
+    ChannelAccount.objects.update(refilled_at=F("refilled_at") - passed)
+    for publication in waiting:
+        deliver(publication)
+    assert channel.calls.count("publish") == 3
+
+
+def test_calls_are_counted_as_well(channel):
+    channel.limits = Limits(calls_per_minute=24, publications=1_000, publications_window_s=60)
+    publication = deliver(publish())  # a quarter: six calls, two steps
+    assert channel.calls == ["upload", "product"]
+    assert 0 < waits_s(publication) < 20
+
+
+# --- room ---------------------------------------------------------------------------------------
+
+
+def test_what_there_is_no_room_for_waits_and_holds_nothing(channel, monkeypatch, sent):
+    publication = publish()
+    monkeypatch.setattr(publisher, "_room", threading.BoundedSemaphore(1))
+    publisher._room.acquire()
+    sweeper.publish_due()
+    deliver(publication)
+    assert (channel.calls, publication.turn, publication.held_until) == ([], 0, None)
+    assert waits_s(publication) <= 0
+    publisher._room.release()
+    other = publish(approved_of(publication.owner))
+    sent.clear()
+    assert deliver(other).status == "published"
+    # Whoever has made room sends for the next.
+    assert ("publish.deliver", (str(publication.pk), 0)) in sent
+
+
+def test_every_name_that_is_sent_is_registered():
+    app.loader.import_default_modules()
+    assert {wake.PUBLISH, "publish.deliver"} <= app.tasks.keys()
+    route = app.amqp.router.route({}, "publish.deliver")
+    assert route["queue"].name == "generate"
+
+
+def test_a_picture_is_converted_in_its_own_size_and_upright(tmp_path):
+    from generation import images
+
+    data = io.BytesIO()
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", (40, 20), "red").save(data, format="webp", exif=exif)
+    path = tmp_path / "upright.png"
+    assert images.write_png(data, "webp", str(path)) is None
+    with PIL.Image.open(path) as shown:
+        assert (shown.size, shown.format) == ((20, 40), "PNG")
+    broken = io.BytesIO(picture("webp")[:-4])
+    assert images.write_png(broken, "webp", str(path)).error_class == "bad_output"
+
+
+def test_a_look_that_only_notes_something_is_followed_by_another_later(channel):
+    channel.answers["listing"] = [Done({"unlisted_since": "1"})]
+    publication = deliver(publish())
+    assert (publication.status, channel.calls.count("listing")) == ("publishing", 1)
+    assert 4 < waits_s(publication) <= 5
+    assert deliver(publication).status == "published"
+
+
+def test_of_large_pictures_one_is_sent_at_a_time(channel, monkeypatch):
+    monkeypatch.setattr(publisher, "LARGE_BYTES", 10)
+    first = publish()
+    second = publish(approved_of(first.owner))
+    seen = []
+    channel.during["upload"] = lambda: seen.append(deliver(second).status)
+    deliver(first)
+    assert (first.status, seen) == ("published", ["publishing"])
+    assert second.attempts.count() == 0
+    assert deliver(second).status == "published"
+
+
+def test_with_s3_a_channel_is_given_an_address_of_the_bucket(channel, settings, monkeypatch):
+    asked = []
+
+    class Bucket:
+        def url(self, name, *, expire):
+            asked.append((name, expire))
+            return f"https://bucket.example/{name}?signed"
+
+    settings.STORAGE_BUCKET = "pictures"
+    monkeypatch.setattr(publisher, "default_storage", Bucket())
+    image = approved()
+    deliver(publish(image))
+    assert channel.items[0].artwork_url == f"https://bucket.example/{image.file.name}?signed"
+    assert asked == [(image.file.name, 300)]
