@@ -24,6 +24,9 @@ MODULES = {
     "fairness": "fairness",
     "images": "images",
     "eta": "eta",
+    "live": "live",
+    "gallery": "gallery",
+    "export": "export",
 }
 # What is measured is the product as it comes, with the servers and the provider it brings along.
 KEPT = {"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR"}
