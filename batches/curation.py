@@ -17,7 +17,7 @@ from django.db.models import QuerySet
 
 from batches import lifecycle
 from batches.gallery import ImageFilter, find_images
-from batches.models import TAGS_MAX, Batch, Image, ReviewStatus
+from batches.models import TAGS_MAX, Batch, Generation, Image, ReviewStatus
 
 # Images of one action.
 SELECTION_MAX = 1_000
@@ -85,7 +85,8 @@ def act_on_images(
     """Do one thing with all images that are meant; in their order, or newest first.
 
     `tags` are for `tag` and `untag`, `reason` is for `approve` and `reject`. Raises
-    `Image.DoesNotExist` where one is not the owner's, `Batch.DoesNotExist` likewise, `TooMany`.
+    `Image.DoesNotExist` where one is not the owner's, `Batch.DoesNotExist` and
+    `Generation.DoesNotExist` likewise, also where a filter names them, `TooMany`.
     """
     images = _meant(owner_id, selection)
     newest_first = images.order_by("-created_at", "-id").values_list("pk", flat=True)
@@ -149,9 +150,12 @@ def _meant(owner_id: int, selection: Selection) -> QuerySet[Image]:
         return images
     wanted = selection.wanted
     if selection.batch_id is not None:
-        Batch.objects.owned_by(owner_id).only("pk").get(pk=selection.batch_id)
         wanted = ImageFilter(batch=selection.batch_id)
     assert wanted is not None
+    if wanted.batch is not None:
+        Batch.objects.owned_by(owner_id).only("pk").get(pk=wanted.batch)
+    if wanted.generation is not None:
+        Generation.objects.owned_by(owner_id).only("pk").get(pk=wanted.generation)
     found = find_images(owner_id, wanted)
     ids = list(found.values_list("pk", flat=True)[: COUNTED_MAX + 1])
     if len(ids) > SELECTION_MAX:

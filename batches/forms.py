@@ -15,7 +15,7 @@ from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail
 
 from batches.curation import REVIEWS, Action
-from batches.gallery import ImageFilter
+from batches.gallery import ImageFilter, has_words
 from batches.intake import DEFAULT_MODEL, PromptAsked
 from batches.models import (
     PRIORITY_BATCH,
@@ -30,6 +30,7 @@ from batches.models import (
 )
 from generation.catalogue import PROMPT_MAX_LENGTH
 from generation.images import FORMATS
+from publishing.channels.items import PRICE_LIMIT_USD
 
 METADATA_MAX_BYTES = 4_096
 URL_MAX_LENGTH = 2_000
@@ -52,8 +53,9 @@ REASON_MAX_LENGTH = 500
 Q_MAX_LENGTH = 200
 Q_HELP = (
     'Words of the prompt in any form; `"in this order"`, `or`, `-without`. '
-    'Words that nobody searches for, such as "the", do not count.'
+    'Words that nobody searches for, such as "the", do not count; there must be another.'
 )
+NO_WORDS = "Holds no word that can be searched for."
 JSON_OBJECT = {"type": "object", "additionalProperties": True}
 
 
@@ -133,20 +135,30 @@ class IdField(serializers.UUIDField):
         return super().to_internal_value(data)
 
 
+# A time of RFC 3339, and what is left of one without its end.
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?"
+    r"(?P<offset>Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?)?"
+)
+
+
 class MomentField(serializers.DateTimeField):
-    """A time with its offset, as a string; PostgreSQL does not take every one that RFC 3339 has."""
+    """A time of RFC 3339, as a string; PostgreSQL does not take every one that there is."""
 
     default_error_messages = {  # noqa: RUF012  (the base class's form)
         "no_offset": "Must have an offset, such as Z or +02:00."
     }
 
     def to_internal_value(self, value: Any) -> datetime:
-        if not isinstance(value, str):
+        # Its letters may be small.
+        moment = _MOMENT.fullmatch(value.upper()) if isinstance(value, str) else None
+        if moment is None:
             self.fail("invalid", format="RFC 3339")
+        if moment["offset"] is None:
+            self.fail("no_offset")
         try:
-            if datetime.fromisoformat(value).tzinfo is None:
-                self.fail("no_offset")
-            return super().to_internal_value(value).astimezone(UTC)
+            return datetime.fromisoformat(moment[0]).astimezone(UTC)
         except (ValueError, OverflowError):
             self.fail("invalid", format="RFC 3339")
 
@@ -724,6 +736,11 @@ class ImageFilterSerializer(StrictSerializer):
     created_before = MomentField(required=False)
     q = TextField(required=False, max_length=Q_MAX_LENGTH, help_text=Q_HELP)
 
+    def validate_q(self, q: str) -> str:
+        if not has_words(q):
+            raise serializers.ValidationError(NO_WORDS, code="no_words")
+        return q
+
     def to_internal_value(self, data: Any) -> ImageFilter:
         given: dict[str, Any] = super().to_internal_value(data)
         statuses, tags = (tuple(given.pop(name, ())) for name in ("review_status", "tags"))
@@ -799,8 +816,19 @@ def each_once(ids: list[uuid.UUID]) -> list[uuid.UUID]:
 class PriceField(serializers.DecimalField):
     """An amount of USD as a string: a number of JSON's may not be what it says."""
 
+    default_error_messages = {  # noqa: RUF012  (the base class's form)
+        "invalid": 'Must be an amount of USD in a string, from "0.01" to '
+        f'"{PRICE_LIMIT_USD}", such as "24.50".',
+    }
+
     def __init__(self, **options: Any) -> None:
-        super().__init__(max_digits=8, decimal_places=2, min_value=Decimal("0.01"), **options)
+        super().__init__(
+            max_digits=8,
+            decimal_places=2,
+            min_value=Decimal("0.01"),
+            max_value=PRICE_LIMIT_USD,
+            **options,
+        )
 
     def to_internal_value(self, data: Any) -> Decimal:
         if not isinstance(data, str) or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,2})?", data):
@@ -818,7 +846,11 @@ class PublishSerializer(StrictSerializer):
 
     channel = ChannelField(max_length=20, help_text="One of `GET channels/`.")
     product_type = TextField(max_length=50, help_text="One of the channel's `product_types`.")
-    title = TextField(max_length=200)
+    title = TextField(
+        max_length=200,
+        help_text="`{index}` in it stands for the image's number, from 1; `{{` and `}}` stand for "
+        "braces.",
+    )
     description = TextField(required=False, default="", allow_blank=True, max_length=10_000)
     tags = TagsField(required=False, default=list)
     price_usd = PriceField(
@@ -830,9 +862,6 @@ class PublishManySerializer(PublishSerializer):
     """Several images as products of one kind, all of them or none."""
 
     image_ids = ShortListField(child=IdField(), allow_empty=False, max_length=PUBLISHED_MAX)
-    title = TextField(
-        max_length=200, help_text="`{index}` in it stands for the image's number, from 1."
-    )
 
     def validate_image_ids(self, ids: list[uuid.UUID]) -> list[uuid.UUID]:
         return each_once(ids)

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from functools import reduce
 
 from django.contrib.postgres.expressions import ArraySubquery
+from django.db import connection
 from django.db.models import BooleanField, ExpressionWrapper, F, OuterRef, Q, QuerySet
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import JSONObject
@@ -36,7 +37,8 @@ class ImageFilter:
 
     `review_status`: any of these; `tags`: all of these; `created_after` is included,
     `created_before` is not; `q`: words of the prompt, as PostgreSQL's `websearch_to_tsquery`
-    reads them. Words that no search finds, such as "the", do not matter.
+    reads them. Words that no search finds, such as "the", do not matter beside others; where there
+    are no others, nothing is found: see `has_words`.
     """
 
     review_status: tuple[str, ...] = ()
@@ -49,6 +51,14 @@ class ImageFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
     q: str = ""
+
+
+def has_words(q: str) -> bool:
+    """Whether there is a word to search for, also one that is not to be there."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT numnode(websearch_to_tsquery('english', %s)) > 0", [q])
+        row: tuple[bool] = cursor.fetchone()
+    return row[0]
 
 
 def find_images(owner_id: int, wanted: ImageFilter) -> QuerySet[Image]:
@@ -161,9 +171,13 @@ class _Matches(PostgresOperatorLookup):
 def _asked(owner_id: int, wanted: ImageFilter) -> RawSQL:
     """Words, tags and owner as one query, so that one index serves all of them."""
     lexemes = [f"owner:{owner_id}", *(f"tag:{tag}" for tag in wanted.tags)]
+    known = " & ".join(map(_quoted, lexemes))
+    if not wanted.q:
+        return RawSQL("%s::tsquery", [known])
+    # Of what holds no word, the rest would be asked for alone: whatever there is.
     return RawSQL(
-        "%s::tsquery && websearch_to_tsquery('english', %s)",
-        [" & ".join(map(_quoted, lexemes)), wanted.q],
+        "%s::tsquery && nullif(websearch_to_tsquery('english', %s), ''::tsquery)",
+        [known, wanted.q],
     )
 
 

@@ -1153,9 +1153,14 @@ def cancel_batch(*, batch: Batch) -> bool:
 
 
 def delete_batch(*, batch: Batch) -> bool:
-    """Delete a batch with its images. What runs is cancelled, and gone when that has ended."""
+    """Delete a batch with its images. What runs is cancelled, and gone when that has ended.
+
+    Nothing is done while any of its images is being published.
+    """
     with _by_owner():
-        # First, since it locks all of them: the lane's turn is after the generations.
+        # First, since it locks all of them: the lane's turn is after the generations. In the
+        # order in which actions on images lock them.
+        list(batch.generations.order_by("pk").select_for_update(no_key=True).values_list("pk"))
         batch.generations.update(deleted_at=Now())
         _, ended = _cancel(_of_batch(batch, *GENERATION_OPEN))
         _remove_images(Generation.objects.filter(batch=batch.pk))
@@ -1199,7 +1204,10 @@ def cancel_generation(*, generation: Generation) -> bool:
 
 
 def delete_generation(*, generation: Generation) -> bool:
-    """Delete a single generation with its images; one of a batch goes with its batch only."""
+    """Delete a single generation with its images; one of a batch goes with its batch only.
+
+    Nothing is done while any of its images is being published.
+    """
     with _by_owner():
         if generation.batch_id is not None:
             raise _Refused
@@ -1352,8 +1360,7 @@ def delete_images(*, images: QuerySet[Image]) -> DeletedImages:
     generations = Generation.objects.filter(pk__in=images.values("generation"))
     list(generations.order_by("pk").select_for_update(no_key=True).values_list("pk"))
     ids = _lock_images(images)
-    at_work = Publication.objects.filter(image__in=ids, status=PublicationStatus.PUBLISHING)
-    kept = set(at_work.values_list("image", flat=True))
+    kept = set(_being_published(ids).values_list("image", flat=True))
     ids = [one for one in ids if one not in kept]
     with connection.cursor() as cursor:
         cursor.execute(
@@ -1394,8 +1401,15 @@ def _lock_images(images: QuerySet[Image]) -> list[uuid.UUID]:
     return list(locked.values_list("pk", flat=True))
 
 
+def _being_published(image_ids: Collection[uuid.UUID]) -> QuerySet[Publication]:
+    """What is under way with images that are locked: nobody begins to publish these."""
+    return Publication.objects.filter(image__in=image_ids, status=PublicationStatus.PUBLISHING)
+
+
 def _remove_images(generations: QuerySet[Generation]) -> None:
-    """Remove the images of generations that are locked."""
+    """Remove the images of generations that are locked. Raises `_Refused`."""
     ids = _lock_images(Image.objects.filter(generation__in=generations.values("pk")))
+    if _being_published(ids).exists():
+        raise _Refused
     with connection.cursor() as cursor:
         cursor.execute(f"{_REMOVE_IMAGES} SELECT count(*) FROM gone", [ids] * 3)

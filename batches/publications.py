@@ -9,9 +9,10 @@ counts, whoever holds the row by then. All times are the database's.
 """
 
 import json
+import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -39,7 +40,7 @@ from generation.http import HttpClient
 from generation.provider import ErrorClass, Failure
 from publishing import products
 from publishing.channel import Channel, Done, Limits, Step
-from publishing.channels import KEPT_IDS, make_channel
+from publishing.channels import CHANGES_PRODUCT, KEPT_IDS, make_channel
 
 # Whatever a publication waits for, after so long it has failed.
 DEADLINE = timedelta(days=1)
@@ -48,9 +49,12 @@ PUBLISHABLE = ("png", "jpeg", "webp", "avif")
 # The part of a limit that may be used at once. The rest comes back over its window, so that no
 # window sees more than the limit.
 BURST = 0.25
-# Under this name every channel tells the product that it has made.
-PRODUCT_ID = "product_id"
+# The step that makes the product, and what its id is called, at every channel.
+PRODUCT_STEP, PRODUCT_ID = "product", "product_id"
 UNSURE = (CallOutcome.OPEN, CallOutcome.UNKNOWN)
+# Of what waits so many are looked at to tell how many are one account's.
+WAITING_LIMIT = 1_000
+_TITLE_TOKEN = re.compile(r"\{\{|\}\}|\{index\}|[{}]")
 
 
 class AccountInUse(Exception):
@@ -62,7 +66,10 @@ class AccountInUse(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PublishRequest:
-    """What images are to become. `{index}` in the title stands for an image's number, from 1."""
+    """What images are to become.
+
+    `{index}` in the title stands for an image's number, from 1, and `{{` and `}}` for braces.
+    """
 
     channel: str
     product_type: str
@@ -93,11 +100,13 @@ def publish_images(
     """Have images published, all or none, in the order of `image_ids`, which differ.
 
     An image that is at the channel already, or on its way, stays as it is; one that failed is tried
-    again as it is asked for now. `at` is where image number n stands in the request. Raises
-    `Refused`, and `Image.DoesNotExist` when any is not the owner's.
+    again as it is asked for now, if what its channel may have of it can be changed. `at` is where
+    image number n stands in the request. Raises `Refused`, and `Image.DoesNotExist` when any is
+    not the owner's.
     """
     with transaction.atomic():
-        problems = _account_problems(owner_id, asked.channel, asked.product_type)
+        problems = _title_problems(asked.title)
+        problems += _account_problems(owner_id, asked.channel, asked.product_type)
         images = _locked(owner_id, image_ids)
         problems += [
             Problem(at.format(place), code, detail)
@@ -119,9 +128,7 @@ def publish_images(
             "tags": list(asked.tags),
             "price_usd": asked.price_usd,
         }
-        titles = [
-            asked.title.replace("{index}", str(number)) for number in range(1, len(image_ids) + 1)
-        ]
+        titles = [_title(asked.title, number) for number in range(1, len(image_ids) + 1)]
         made = {
             one: Publication(
                 owner_id=owner_id, image_id=one, channel=asked.channel, title=title, **fields
@@ -129,16 +136,29 @@ def publish_images(
             for one, title in zip(image_ids, titles, strict=True)
             if one not in standing
         }
-        Publication.objects.bulk_create(made.values())
         retried = {
             one: standing[one]
             for one in image_ids
             if one in standing and standing[one].status == PublicationStatus.PUBLISH_FAILED
         }
+        changed = []
         for one, title in zip(image_ids, titles, strict=True):
             if one in retried:
-                retried[one].title = title
-        _retry(list(retried.values()), **fields)
+                row, wanted = retried[one], {**fields, "title": title}
+                if any(getattr(row, name) != value for name, value in wanted.items()):
+                    changed.append(row)
+                row.title = title
+        begun = _may_be_made(changed)
+        if begun and asked.channel not in CHANGES_PRODUCT:
+            raise Refused(
+                [
+                    Problem(at.format(place), "already_made", _already_made(standing[one]))
+                    for place, one in enumerate(image_ids)
+                    if one in standing and standing[one].pk in begun
+                ]
+            )
+        Publication.objects.bulk_create(made.values())
+        _retry(list(retried.values()), begun, **fields)
         found = Publication.objects.in_bulk(
             [one.pk for one in (*made.values(), *standing.values())]
         )
@@ -156,6 +176,40 @@ def publish_images(
         )
         for one in image_ids
     ]
+
+
+def _title_problems(title: str) -> list[Problem]:
+    if not {"{", "}"} & set(_TITLE_TOKEN.findall(title)):
+        return []
+    detail = "A title may hold {index} and nothing else in braces. Its own braces are {{ and }}."
+    return [Problem("title", "unknown_placeholder", detail, ["index"])]
+
+
+def _title(title: str, number: int) -> str:
+    def stand_in(token: re.Match[str]) -> str:
+        return str(number) if token[0] == "{index}" else token[0][0]
+
+    return _TITLE_TOKEN.sub(stand_in, title)
+
+
+def _may_be_made(rows: Sequence[Publication]) -> set[uuid.UUID]:
+    """Those of rows that failed whose product is at the channel, or may be."""
+    if not rows:
+        return set()
+    unsure = PublicationAttempt.objects.filter(
+        publication__in=[row.pk for row in rows], step=PRODUCT_STEP, outcome__in=UNSURE
+    )
+    return {
+        *unsure.values_list("publication", flat=True),
+        *(row.pk for row in rows if row.remote_ids.get(PRODUCT_ID)),
+    }
+
+
+def _already_made(publication: Publication) -> str:
+    return (
+        f"Its product may be at {publication.channel} as it was asked for before, and is not "
+        f"changed there: retry publication {publication.pk} as it is."
+    )
 
 
 def retry_publication(*, publication: Publication) -> bool:
@@ -181,27 +235,54 @@ def retry_publication(*, publication: Publication) -> bool:
         return True
 
 
-def _retry(rows: Sequence[Publication], **fields: Any) -> None:
+def _retry(
+    rows: Sequence[Publication], set_anew: Collection[uuid.UUID] = (), **fields: Any
+) -> None:
     """Move rows that failed, which the caller has locked, with the titles that they have now.
 
-    What their earlier calls have made is kept, if it is there.
+    What their earlier calls have made is kept, if it is there. Of those that are to be `set_anew`
+    the product is changed to what they are now.
     """
     if not rows:
         return
-    # A call of which nothing was heard was about what is not there any more.
-    gone = [row.pk for row in rows if _is_gone(row) and PRODUCT_ID in row.remote_ids]
-    PublicationAttempt.objects.filter(publication__in=gone, outcome__in=UNSURE).update(
+    missed = [
+        row
+        for row in rows
+        if row.pk not in set_anew and _was_missed(row) and row.remote_ids.get(PRODUCT_ID)
+    ]
+    # Calls of which nothing was heard, about what is made again or was not there any more.
+    PublicationAttempt.objects.filter(
+        publication__in=[*set_anew, *(row.pk for row in missed)], outcome__in=UNSURE
+    ).update(
         outcome=CallOutcome.FAILED,
-        error_class=ErrorClass.NOT_FOUND,
-        error_message="What it was about is gone.",
+        error_class=ErrorClass.INTERRUPTED,
+        error_message="What it was about is made again, or is gone.",
         finished_at=Now(),
     )
+    # A shop that was away for a while has what it had: the product is looked for before another
+    # is made.
+    for row in missed:
+        row.attempt_count += 1
+    PublicationAttempt.objects.bulk_create(
+        PublicationAttempt(
+            publication=row,
+            number=row.attempt_count,
+            step=PRODUCT_STEP,
+            outcome=CallOutcome.UNKNOWN,
+            error_class=ErrorClass.NOT_FOUND,
+            error_message="The product was not there; it is looked for before it is made again.",
+            created_at=row.finished_at or Now(),
+            finished_at=row.finished_at,
+        )
+        for row in missed
+    )
     for row in rows:
-        kept = frozenset() if _is_gone(row) else KEPT_IDS[row.channel]
+        is_fresh = row.pk in set_anew or _was_missed(row)
+        kept = frozenset() if is_fresh else KEPT_IDS[row.channel]
         row.remote_ids = {name: one for name, one in row.remote_ids.items() if name in kept}
         if not row.remote_ids:
             row.remote_url = ""
-    Publication.objects.bulk_update(rows, ["title", "remote_ids", "remote_url"])
+    Publication.objects.bulk_update(rows, ["title", "remote_ids", "remote_url", "attempt_count"])
     Publication.objects.filter(
         pk__in=[row.pk for row in rows], status=PublicationStatus.PUBLISH_FAILED
     ).update(
@@ -220,7 +301,8 @@ def _retry(rows: Sequence[Publication], **fields: Any) -> None:
     )
 
 
-def _is_gone(publication: Publication) -> bool:
+def _was_missed(publication: Publication) -> bool:
+    """Whether the channel did not find the shop, or what had been made in it."""
     return publication.error_code == ErrorClass.NOT_FOUND
 
 
@@ -370,11 +452,16 @@ def delete_account(*, account: ChannelAccount) -> None:
 
 
 class Allowance(NamedTuple):
-    """Whether calls may be made now; else in how many seconds, or not before somebody acts."""
+    """Whether calls may be made now; else in how many seconds, or not before somebody acts.
+
+    So much comes back every `every_s` seconds: the next of those that wait is to wait as much
+    longer.
+    """
 
     is_given: bool
     wait_s: float = 0.0
     stopped_by: str = ""
+    every_s: float = 0.0
 
 
 def take_allowance(
@@ -411,7 +498,10 @@ def take_allowance(
             )
             SELECT EXISTS (SELECT FROM taken), stopped_by,
                    GREATEST(blocked_s, (%(calls)s - calls) / %(call_rate)s,
-                            (%(publications)s - publications) / %(publish_rate)s, 0)::float8
+                            (%(publications)s - publications) / %(publish_rate)s, 0)::float8,
+                   GREATEST(%(calls)s / %(call_rate)s,
+                            CASE WHEN publications < %(publications)s
+                                THEN %(publications)s / %(publish_rate)s END)::float8
             FROM account
             """,
             {
@@ -427,8 +517,24 @@ def take_allowance(
         row = cursor.fetchone()
     if row is None:  # deleted, though something is published with it: it is looked at again
         return Allowance(False)
-    is_given, stopped_by, wait_s = row
-    return Allowance(is_given, wait_s, stopped_by)
+    return Allowance(is_given=row[0], stopped_by=row[1], wait_s=row[2], every_s=row[3])
+
+
+def waiting_count(account: ChannelAccount) -> int:
+    """How many publications of an account wait, among the `WAITING_LIMIT` that are due next."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT count(*) FILTER (WHERE owner_id = %s AND channel = %s)
+            FROM (
+                SELECT owner_id, channel FROM batches_publication
+                WHERE status = 'publishing' ORDER BY due_at LIMIT %s
+            ) due
+            """,
+            [account.owner_id, account.channel, WAITING_LIMIT],
+        )
+        (count,) = cursor.fetchone()
+    return int(count)
 
 
 # --- Deliveries ---------------------------------------------------------------------------------

@@ -79,6 +79,9 @@ _GOES_WITH = {
 }
 
 
+_LONG_AGO = datetime(1970, 1, 2)
+
+
 class Unusable(Exception):
     """A rule or a time zone that cannot be used. `code` is for programs, `args` for people."""
 
@@ -338,6 +341,9 @@ def _until(value: str, zone: tzinfo) -> datetime:
         if len(value) == 8:
             value += "T235959"
         local = datetime.strptime(value.removesuffix("Z"), "%Y%m%dT%H%M%S")
+        # All of it is over by then, and earlier ones have no local time everywhere.
+        if local < _LONG_AGO:
+            local = _LONG_AGO
         return local.replace(tzinfo=UTC) if value.endswith("Z") else _instant(local, zone)
     except (ValueError, OverflowError):
         raise _invalid("UNTIL is not a date or time.") from None

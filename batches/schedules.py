@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Case, Value, When
 from django.db.models.functions import Now
 
 from batches.intake import Problem, Refused
@@ -36,6 +37,16 @@ logger = logging.getLogger(__name__)
 SCHEDULES_MAX = 100
 # Of one owner at a time, in seconds: pictures may have to be fetched from where they stand.
 OWNER_BUDGET_S = 2.0
+# Of all of them in one pass: those that become due meanwhile may be quick.
+PASS_BUDGET_S = 20.0
+# Of a run: whether its request may name pictures by their addresses.
+_FETCHES = Case(
+    *[
+        When(**{f"schedule__{field}__icontains": '"url"'}, then=Value(1))
+        for field in ("body", "template__body", "overrides")
+    ],
+    default=Value(0),
+)
 _WHEN = frozenset({"rule", "time_zone", "starts_at", "is_active"})
 _WHAT = frozenset({"template_id", "values", "overrides", "body"})
 
@@ -204,16 +215,19 @@ def _set_due(schedule: Schedule, due_at: datetime | None) -> None:
 def run_due(*, limit: int) -> int:
     """Make the batches whose time has come, the longest overdue first; how many were made.
 
-    What cannot be done just now stays due. An owner whose pictures take long is left for the next
-    time: others must not wait for them.
+    What cannot be done just now stays due. Those with pictures to be fetched come last, an owner
+    whose pictures take long is left for the next time, and so is everybody after a while: others
+    must not wait for them.
     """
     due = ScheduleRun.objects.filter(
         status=RunStatus.DUE, due_at__lte=Now(), schedule__owner__is_active=True
     )
-    rows = due.order_by("due_at").values_list("pk", "schedule__owner_id")[:limit]
+    rows = due.annotate(fetches=_FETCHES).order_by("fetches", "due_at")
     taken_s: defaultdict[int, float] = defaultdict(float)
-    made = 0
-    for run_id, owner_id in list(rows):
+    made, begun_s = 0, time.monotonic()
+    for run_id, owner_id in list(rows.values_list("pk", "schedule__owner_id")[:limit]):
+        if time.monotonic() - begun_s >= PASS_BUDGET_S:
+            break
         if taken_s[owner_id] >= OWNER_BUDGET_S:
             continue
         began_s = time.monotonic()

@@ -15,6 +15,7 @@ Importing this module waits until the database answers, so that no server listen
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import math
 import os
@@ -25,7 +26,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any, BinaryIO, NamedTuple, NoReturn, cast
 from urllib.parse import quote
@@ -36,14 +39,14 @@ import psycopg2
 from a2wsgi import WSGIMiddleware
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection
 
 WEB_THREADS = 8
 BODY_TIMEOUT_S = 20.0
 UPLOAD_PATH = "/api/v1/references/"
 UPLOAD_TIMEOUT_S = 120.0
 # Each may take the disk for a whole file before anybody knows who sends it.
-UPLOADS_AT_A_TIME = 16
+UPLOADS_AT_A_TIME, UPLOADS_EACH = 16, 8
 # Of a form around its file.
 FORM_BYTES = 64 * 1024
 # More than this of a body that is too large is not waited for: some clients hear nothing of an
@@ -51,7 +54,7 @@ FORM_BYTES = 64 * 1024
 DRAIN_BYTES = 100 * 1024 * 1024
 HOOKS_PATH = "/hooks/"
 EXPORT_PATH = re.compile(r"/api/v1/(?:images|batches/[^/]+)/export/")
-EXPORTS_AT_A_TIME = 4
+EXPORTS_AT_A_TIME, EXPORTS_EACH = 4, 2
 # RunPod tells by webhook all that it has made.
 HOOK_DRAIN_BYTES = 32 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
@@ -134,13 +137,44 @@ wait_for_database()
 
 # They import models, for which Django must have been set up.
 from batches.live.consumers import live_application  # noqa: E402
+from batches.live.credentials import credentials_of  # noqa: E402
 from batches.live.hub import Hub  # noqa: E402
 from picture.waiting import Waiting  # noqa: E402
 
 _hub = Hub()
 _live = live_application(_hub)
-_uploads = asyncio.Semaphore(UPLOADS_AT_A_TIME)
-_exports = asyncio.Semaphore(EXPORTS_AT_A_TIME)
+
+
+class _Places:
+    """So many requests at a time, and of one caller not more than its share."""
+
+    def __init__(self, count: int, each: int) -> None:
+        self._count, self._each = count, each
+        self._callers: Counter[bytes] = Counter()
+
+    def is_full(self, scope: Message) -> bool:
+        mine = self._callers[_caller(scope)]
+        return self._callers.total() >= self._count or mine >= self._each
+
+    @contextlib.contextmanager
+    def taken(self, scope: Message) -> Iterator[None]:
+        caller = _caller(scope)
+        self._callers[caller] += 1
+        try:
+            yield
+        finally:
+            self._callers[caller] -= 1
+            self._callers += Counter()  # forgets those that have none
+
+
+def _caller(scope: Message) -> bytes:
+    headers = dict(scope["headers"])
+    said = headers.get(b"authorization", b"") + b"\0" + headers.get(b"cookie", b"")
+    return hashlib.sha256(said).digest()
+
+
+_uploads = _Places(UPLOADS_AT_A_TIME, UPLOADS_EACH)
+_exports = _Places(EXPORTS_AT_A_TIME, EXPORTS_EACH)
 
 
 class _Bounds(NamedTuple):
@@ -163,25 +197,25 @@ async def _answer(scope: Message, receive: Receive, send: Send) -> None:
         await _export(scope, receive, send)
     elif not _is_upload(scope):
         await _serve(_django, scope, receive, send, _bounds(scope))
-    elif _is_anonymous(scope):
+    elif not await _is_known(scope):
         # Django refuses it, and needs no body for that.
         await _serve(_django, scope, receive, send, _kept_nothing())
-    elif _uploads.locked():
+    elif _uploads.is_full(scope):
         await _serve(_busy_with("TooBusy"), scope, receive, send, _kept_nothing())
     else:
-        async with _uploads:
+        with _uploads.taken(scope):
             await _serve(_django, scope, receive, send, _upload_bounds())
 
 
 async def _export(scope: Message, receive: Receive, send: Send) -> None:
     """Hand out a ZIP, however long that takes, as long as each piece is taken in time."""
-    if _exports.locked():
-        await _serve(_busy_with("ExportsBusy"), scope, receive, send, _kept_nothing())
+    with io.BytesIO() as nothing:
+        if await _read_body(receive, nothing, _kept_nothing()) is None:
+            return
+    if _exports.is_full(scope):
+        await _busy_with("ExportsBusy")(scope, receive, send)
         return
-    async with _exports:
-        with io.BytesIO() as nothing:
-            if await _read_body(receive, nothing, _kept_nothing()) is None:
-                return
+    with _exports.taken(scope):
         gone = threading.Event()
         watch = asyncio.create_task(_note_end(receive, gone))
         try:
@@ -226,6 +260,18 @@ def _is_export(scope: Message) -> bool:
     is_somebody = not _is_anonymous(scope) or b"cookie" in dict(scope["headers"])
     is_read = scope["method"] in ("GET", "HEAD")
     return bool(is_somebody and is_read and EXPORT_PATH.fullmatch(scope["path"]))
+
+
+async def _is_known(scope: Message) -> bool:
+    """Whether the token is good: who has none must not hold a place for as long as a body may take.
+
+    While the database is away nobody can tell, and Django says so.
+    """
+    try:
+        who = partial(credentials_of, {**scope, "subprotocols": ()})
+        return not _is_anonymous(scope) and await _hub.read(who) is not None
+    except (OperationalError, InterfaceError):
+        return False
 
 
 def _is_anonymous(scope: Message) -> bool:

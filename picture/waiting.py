@@ -3,7 +3,7 @@
 Django answers as always, and its thread is free again. Where it says so by a header (see
 `batches.api.waiting`), its answer is held while the hub follows the work. When that has ended, a
 second request, made up here, fetches the result in the name of the same client; when the time is
-over first, the answer goes out as it is.
+over first, it fetches how far the work has come, and the answer is 202 as before.
 """
 
 import asyncio
@@ -37,6 +37,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 class _Answer:
     start: Message = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
+    has_ended: bool = True
 
     async def take(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -96,6 +97,8 @@ class Waiting:
             if result.start.get("status") == 200:
                 kept = [one for one in answer.start["headers"] if one[0] in _KEPT_OF_ANSWER]
                 result.start["headers"] = [*result.start["headers"], *kept]
+                if not result.has_ended:
+                    result.start["status"] = answer.start["status"]
                 answer = result
             if any(name == b"prefer" for name, _ in scope["headers"]):
                 seconds = gate.order.partition(" ")[0].encode()
@@ -103,7 +106,7 @@ class Waiting:
         await answer.give(self._impatient(send))
 
     async def _result(self, order: str, scope: Message, receive: Receive) -> _Answer | None:
-        """What there is once the work has ended; without a status if it has not in time.
+        """What there is once the work has ended, or its time is over.
 
         `None`: the client has left.
         """
@@ -115,9 +118,8 @@ class Waiting:
             await asyncio.wait((ended, left), return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 return None
-            result = _Answer()
-            if ended.result():
-                await self._fetch(_request(scope, path), _nothing_more, result.take)
+            result = _Answer(has_ended=ended.result())
+            await self._fetch(_request(scope, path), _nothing_more, result.take)
             return result
         finally:
             for task in (ended, left):

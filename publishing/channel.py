@@ -66,11 +66,13 @@ class NotThere:
 @dataclass(frozen=True, slots=True)
 class Step:
     """`creates`: it is recorded before it is taken, and found before it is taken again.
-    `publishes`: it counts against the channel's limit of publications as well as of calls."""
+    `publishes`: it counts against the channel's limit of publications as well as of calls.
+    `sends`: the artwork goes with it. To the others and to `find` only its name and type matter."""
 
     name: str
     creates: bool = True
     publishes: bool = False
+    sends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,18 @@ class Account:
 
 
 class Channel(Protocol):
-    """One account of one channel. Thread-safe; holds no state but its connections."""
+    """One account of one channel. Thread-safe; holds no state but its connections.
+
+    At every channel the step that makes the product is `product`, and its id `product_id`.
+    """
 
     name: ClassVar[str]
     limits: ClassVar[Limits]
     # Of the remote ids of a publication that failed, what is kept when it is tried anew: what was
     # made. The others say how far it had come.
     kept_ids: ClassVar[frozenset[str]]
+    # Whether the step `product`, taken again without an id, changes the product that is there.
+    changes_product: ClassVar[bool]
 
     def check(self) -> Account | Failure:
         """Ask whether the credentials are good."""

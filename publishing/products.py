@@ -17,6 +17,8 @@ CREDENTIAL_FIELDS = {"printify": ("token",), "shopify": ("access_token",)}
 # No other host is reached by what a user writes.
 SHOP_PATTERN = r"^[a-z0-9][a-z0-9-]{0,99}\.myshopify\.com$"
 PRODUCT_TYPES_LIMIT = 200
+VARIANT_IDS_LIMIT = 100
+UNKNOWN_FIELDS_TOLD = 20
 
 # Of a user's mistake in one place: where, a stable code, why, and what is allowed, if it is a list.
 AccountProblem = tuple[str, str, str, list[str] | None]
@@ -56,10 +58,11 @@ _PRODUCTS: dict[str, dict[str, Any]] = {
             "variant_ids": {
                 "type": "array",
                 "minItems": 1,
-                "maxItems": 100,
-                "uniqueItems": True,
-                "items": _NUMBER,
-                "description": "a list of 1 to 100 numbers of Printify's catalogue",
+                "maxItems": VARIANT_IDS_LIMIT,
+                # Its items are looked at only if there are not too many.
+                "if": {"maxItems": VARIANT_IDS_LIMIT},
+                "then": {"items": _NUMBER},
+                "description": f"a list of 1 to {VARIANT_IDS_LIMIT} numbers of its catalogue",
             },
             "position": {
                 "type": "string",
@@ -86,11 +89,14 @@ def _products(channel: str) -> dict[str, Any]:
     return {
         "type": "object",
         "maxProperties": PRODUCT_TYPES_LIMIT,
-        "propertyNames": {
-            "pattern": r"^[a-z0-9][a-z0-9-]{0,49}\Z",
-            "description": "named in up to 50 small letters, digits and hyphens",
+        "if": {"maxProperties": PRODUCT_TYPES_LIMIT},
+        "then": {
+            "propertyNames": {
+                "pattern": r"^[a-z0-9][a-z0-9-]{0,49}\Z",
+                "description": "named in up to 50 small letters, digits and hyphens",
+            },
+            "additionalProperties": _PRODUCTS[channel],
         },
-        "additionalProperties": _PRODUCTS[channel],
     }
 
 
@@ -177,7 +183,7 @@ def _problems(error: ValidationError) -> Iterator[AccountProblem]:
                     yield f"{place}.{name}", "required", "This field is required.", None
         case "additionalProperties":
             known = sorted(schema["properties"])
-            for name in value.keys() - set(known):
+            for name in sorted(value.keys() - set(known))[:UNKNOWN_FIELDS_TOLD]:
                 yield f"{place}.{name}"[:300], "unknown_field", "There is no such field.", known
         case "enum":
             allowed = [str(value) for value in wanted]

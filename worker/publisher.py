@@ -79,6 +79,8 @@ OUTCOME_UNKNOWN, IMAGE_DELETED, NO_ACCOUNT = "outcome_unknown", "image_deleted",
 LARGE_BYTES = 8 * 1024 * 1024
 # Formats that every channel takes.
 AS_THEY_ARE = ("png", "jpeg")
+# Of a picture that is sent as PNG: at most this for each pixel.
+PNG_PIXEL_BYTES = 4
 
 BROKER_GONE = (BrokerError, RedisError)
 DATABASE_GONE = (OperationalError, InterfaceError)
@@ -138,8 +140,6 @@ def _deliver(task: Task, work: Work) -> None:
         _fail_late(work)
     elif work.account is None:
         _fail(work, NO_ACCOUNT, "There is no account to publish it with.")
-    elif work.image is None:
-        _fail(work, IMAGE_DELETED, "The image was deleted before it was published.")
     else:
         channel = publications.open_channel(work.account, http=_http())
         if isinstance(channel, Failure):
@@ -164,46 +164,50 @@ def _take_steps(task: Task, work: Work, channel: Channel, artwork: "_Artwork") -
             if publications.complete_publication(work=work):
                 logger.info("publication %s: published", publication.pk)
             return
+        is_find = attempt is not None
+        if work.image is None and step.creates and not is_find:
+            _fail(work, IMAGE_DELETED, "The image was deleted before it was published.")
+            return
         if step.name == looked:  # it has noted something, and is to be asked again
             _go_on_later(task, work, Pending(LOOK_S))
             return
         looked = "" if step.creates else step.name
-        if step.creates:
-            if failure := artwork.make_ready():
-                _later_or_never(task, work, failure)
+        sends = step.sends and not is_find
+        with _alone(sends and artwork.may_be_large) as is_free:
+            if not is_free:
+                _put_off(task, work, LOOK_S * (1 + JITTER * random.random()))
                 return
-            item = replace(item, artwork=artwork.file, artwork_url=artwork.url)
-        if not _is_allowed(task, work, channel, step, is_find=attempt is not None):
-            return
-        if attempt is None:
-            goes_on = _take(task, work, channel, step, item)
-        else:
-            goes_on = _find(task, work, channel, step, item, attempt)
+            if not _is_allowed(task, work, channel, step, is_find=is_find):
+                return
+            if sends:
+                if failure := artwork.make_ready():
+                    _later_or_never(task, work, failure)
+                    return
+                item = replace(item, artwork=artwork.file, artwork_url=artwork.url)
+            if attempt is not None:
+                goes_on = _find(task, work, channel, step, item, attempt)
+            elif step.creates:
+                goes_on = _create(task, work, channel, step, item)
+            else:
+                goes_on = _look(task, work, channel, step, item)
         if not goes_on:
             return
         attempt = None
     _put_off(task, work, MIN_LOOK_S)
 
 
-def _take(task: Task, work: Work, channel: Channel, step: Step, item: Item) -> bool:
-    """Take a step. `False`: that is all for now."""
-    if not step.creates:
-        answer = channel.take(step, item)
-        if isinstance(answer, Done):
-            return _keep(work, step, answer)
-        _go_on_later(task, work, answer)
-        return False
-    with _alone_if_large(item) as is_free:
-        if is_free:
-            return _create(task, work, channel, step, item)
-    _put_off(task, work, LOOK_S * (1 + JITTER * random.random()))
+def _look(task: Task, work: Work, channel: Channel, step: Step, item: Item) -> bool:
+    """Take a step that creates nothing. `False`: that is all for now."""
+    answer = channel.take(step, item)
+    if isinstance(answer, Done):
+        return _keep(work, step, answer)
+    _go_on_later(task, work, answer)
     return False
 
 
 @contextlib.contextmanager
-def _alone_if_large(item: Item) -> Iterator[bool]:
+def _alone(is_large: bool) -> Iterator[bool]:
     """Of large pictures one is sent at a time: a channel may take it in base64, within a body."""
-    is_large = item.artwork.size_bytes > LARGE_BYTES
     is_free = not is_large or _sending_large.acquire(blocking=False)
     try:
         yield is_free
@@ -283,8 +287,14 @@ def _is_allowed(task: Task, work: Work, channel: Channel, step: Step, *, is_find
     )
     if allowance.is_given:
         return True
-    wait_s = STOPPED_LOOK_S if allowance.stopped_by else allowance.wait_s + MIN_LOOK_S
-    _put_off(task, work, wait_s + JITTER * random.random() * min(wait_s, MAX_SPREAD_S))
+    if allowance.stopped_by:
+        wait_s, spread_s = STOPPED_LOOK_S, JITTER * MAX_SPREAD_S
+    else:
+        # Each that waits has its turn: all at once they would use the time up in asking.
+        wait_s = allowance.wait_s + MIN_LOOK_S
+        in_line_s = publications.waiting_count(work.account) * allowance.every_s
+        spread_s = max(min(in_line_s, MAX_LOOK_S), JITTER * min(wait_s, MAX_SPREAD_S))
+    _put_off(task, work, wait_s + spread_s * random.random())
     return False
 
 
@@ -343,7 +353,9 @@ def _put_off(task: Task, work: Work, seconds: float, *, counts: bool = False) ->
 
 def _send(task: Task, args: tuple[str, int], countdown_s: float) -> None:
     try:
-        task.apply_async(args=args, countdown=countdown_s, retry=False)
+        task.apply_async(
+            args=args, countdown=countdown_s, expires=sweeper.PUBLISH_KEPT_S, retry=False
+        )
     except BROKER_GONE as error:
         logger.warning("broker unavailable, the sweep will go on with it: %s", error)
 
@@ -367,51 +379,67 @@ def _fail(work: Work, code: str, message: str) -> None:
 class _Artwork:
     """An image's file as channels take it; it is made ready once, and only for what sends it.
 
-    `file` is what is stored until then. `url` is where the channel may fetch the same bytes from,
-    empty when it cannot. What is written for it is gone when `files` are closed.
+    `file` has what is stored until then, under the name and type that it will have. `url` is where
+    the channel may fetch the same bytes from, empty when it cannot. What is written for it is gone
+    when `files` are closed. Without an image it has a type only, and is not to be sent.
     """
 
-    def __init__(self, image: Image, files: contextlib.ExitStack) -> None:
+    def __init__(self, image: Image | None, files: contextlib.ExitStack) -> None:
         self.image, self.url = image, ""
         self._files, self._is_ready = files, False
+        if image is None:
+            self.file = InputFile("", "image/png", 0, "", open=_nothing)
+            return
+        sent_as = image.format if image.format in AS_THEY_ARE else "png"
         self.file = InputFile(
-            filename=f"{image.pk}.{images.EXTENSIONS[image.format]}",
-            content_type=f"image/{image.format}",
+            filename=f"{image.pk}.{images.EXTENSIONS[sent_as]}",
+            content_type=f"image/{sent_as}",
             size_bytes=image.size_bytes,
             sha256=image.sha256,
             open=partial(_open, image),
         )
 
+    @property
+    def may_be_large(self) -> bool:
+        size_bytes = self.file.size_bytes
+        if self.image is not None and self.image.format not in AS_THEY_ARE:
+            size_bytes = max(size_bytes, self.image.width * self.image.height * PNG_PIXEL_BYTES)
+        return size_bytes > LARGE_BYTES
+
     def make_ready(self) -> Failure | None:
+        assert self.image is not None
         if self._is_ready:
             return None
         if self.image.format in AS_THEY_ARE:
             self.url = _public_url(self.image)
-        elif failure := self._convert():
+        elif failure := self._convert(self.image):
             return failure
         self._is_ready = True
         return None
 
-    def _convert(self) -> Failure | None:
+    def _convert(self, image: Image) -> Failure | None:
         folder = self._files.enter_context(tempfile.TemporaryDirectory())
         path = Path(folder) / "artwork.png"
         try:
             with _converting, self.file.open() as stored:
-                if failure := images.write_png(stored, self.image.format, str(path)):
+                if failure := images.write_png(stored, image.format, str(path)):
                     return failure
         except OSError as error:
-            logger.exception("image %s cannot be read", self.image.pk)
+            logger.exception("image %s cannot be read", image.pk)
             return Failure(ErrorClass.DOWNLOAD_FAILED, f"The image cannot be read: {error}.")
         with path.open("rb") as png:
             sha256 = hashlib.file_digest(png, "sha256").hexdigest()
-        self.file = InputFile(
-            filename=f"{self.image.pk}.png",
-            content_type="image/png",
+        self.file = replace(
+            self.file,
             size_bytes=path.stat().st_size,
             sha256=sha256,
             open=lambda: cast(BinaryIO, path.open("rb")),
         )
         return None
+
+
+def _nothing() -> BinaryIO:
+    raise OSError("The image was deleted.")
 
 
 def _open(image: Image) -> BinaryIO:
@@ -447,8 +475,8 @@ def _item(work: Work, artwork: _Artwork) -> Item | None:
         product_type=publication.product_type,
         product=product,
         artwork=artwork.file,
-        width_px=artwork.image.width,
-        height_px=artwork.image.height,
+        width_px=artwork.image.width if artwork.image else 0,
+        height_px=artwork.image.height if artwork.image else 0,
         description=publication.description,
         tags=tuple(publication.tags),
         price_usd=publication.price_usd,

@@ -391,6 +391,8 @@ class CommandAdmin(ReadOnlyAdmin):
             return "gone"
         if row.deleted_at:
             return "deleted"
+        if command.name == "delete":
+            return "one of its images is being published"
         if row.cancel_requested_at and row.finished_at is None:
             return "being cancelled"
         return str(row.status)

@@ -92,7 +92,8 @@ class ReviewQueueAdmin(ImageAdmin):
         status = DECISIONS.get(request.POST.get("review", ""))
         reason = request.POST.get("reason", "").strip()
         ids = self._selected(request)
-        if status is None or ids is None or len(reason) > REASON_MAX_LENGTH:
+        is_bad_reason = len(reason) > REASON_MAX_LENGTH or "\0" in reason
+        if status is None or ids is None or is_bad_reason:
             self.message_user(request, "That cannot be done. Nothing was.", messages.ERROR)
         elif not ids:
             self.message_user(request, "Select the images first.", messages.WARNING)

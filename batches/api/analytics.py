@@ -12,6 +12,7 @@ from rest_framework.response import Response
 
 from batches.analytics import DAYS_DEFAULT, DAYS_MAX, GROUPS_MAX, Figures, GroupBy, Scope, report
 from batches.api.errors import CONTENT_TYPE
+from batches.api.parameters import takes
 from batches.api.serializers import ProblemSerializer
 from batches.api.views import OwnedView
 from batches.forms import IdField, MomentField, StrictSerializer, TextField
@@ -146,6 +147,7 @@ class AnalyticsView(OwnedView):
         parameters=[AnalyticsSerializer],
         responses={200: ReportSerializer, **INVALID},
     )
+    @takes(AnalyticsSerializer)
     def get(self, request: Request) -> Response:
         asked = read_form(AnalyticsSerializer, request.query_params.dict()).validated_data
         end = asked["to"] if "to" in asked else database_now()
@@ -177,6 +179,7 @@ class BatchAnalyticsView(OwnedView):
         parameters=[BatchAnalyticsSerializer],
         responses={200: BatchReportSerializer, **INVALID},
     )
+    @takes(BatchAnalyticsSerializer)
     def get(self, request: Request, pk: uuid.UUID) -> Response:
         get_object_or_404(Batch.objects.owned_by(self.owner_id), pk=pk)
         asked = read_form(BatchAnalyticsSerializer, request.query_params.dict()).validated_data

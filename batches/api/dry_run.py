@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from batches.api.idempotency import parse_key
+from batches.api.parameters import takes
 from batches.api.serializers import ETA_REASONS
 from batches.catalogue import get_model
 from batches.outline import Outline, Outlined, outline
@@ -46,6 +47,7 @@ class OutlinedSerializer(serializers.Serializer):
     provider = serializers.CharField(source="plan.provider")
     seed = serializers.SerializerMethodField(help_text="Null: a random one, or none.")
     settings = serializers.JSONField(source="plan.settings")
+    metadata = serializers.JSONField(source="plan.metadata")
     input = serializers.SerializerMethodField(
         help_text="For the model, in its own words; without a random seed."
     )
@@ -143,6 +145,7 @@ def with_dry_run(ask: Callable[..., Asked]) -> Callable[[Callable[..., Response]
     """
 
     def wrap(act: Callable[..., Response]) -> Callable[..., Response]:
+        @takes(DRY_RUN.name)
         @wraps(act)
         def told(view: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
             if not is_dry_run(request):

@@ -15,6 +15,7 @@ from rest_framework.request import Request
 
 from batches.api.errors import CONTENT_TYPE
 from batches.api.images import ImageFilterSet, asked_images
+from batches.api.parameters import takes
 from batches.api.serializers import ProblemSerializer
 from batches.api.views import OwnedView
 from batches.exports import (
@@ -120,6 +121,7 @@ class ImageExportView(OwnedView):
             ),
         },
     )
+    @takes(ImageExportSerializer, ImageFilterSet)
     def get(self, request: Request) -> HttpResponseBase:
         asked = request.query_params.dict()
         filters = [name for name in asked if name in ImageFilterSet.base_filters]
@@ -147,6 +149,7 @@ class BatchExportView(OwnedView):
         parameters=[ExportSerializer],
         responses=ANSWERS,
     )
+    @takes(ExportSerializer)
     def get(self, request: Request, pk: uuid.UUID) -> HttpResponseBase:
         batch = get_object_or_404(Batch.objects.owned_by(self.owner_id), pk=pk)
         form = read_form(ExportSerializer, request.query_params.dict())

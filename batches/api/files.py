@@ -19,9 +19,8 @@ from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_sche
 from rest_framework.exceptions import NotAuthenticated
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
-from rest_framework.views import APIView
 
-from batches.api.negotiation import JSONAlways
+from batches.api.parameters import StrictView, takes
 from batches.models import Image, Reference
 
 URL_LIFETIME_S = 300
@@ -61,11 +60,10 @@ def base_url(request: Request) -> str:
     return settings.PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")
 
 
-class FileView(APIView):
+class FileView(StrictView):
     """The bytes of a stored picture, or of a smaller rendition of it."""
 
     permission_classes = (AllowAny,)
-    content_negotiation_class = JSONAlways
     model: ClassVar[type[Image] | type[Reference]]
     collection: ClassVar[str]
     part = "file"
@@ -81,6 +79,7 @@ class FileView(APIView):
             ),
         },
     )
+    @takes("signature")
     def get(self, request: Request, pk: uuid.UUID) -> HttpResponseBase:
         row = self._visible(request, pk).filter(pk=pk).first()
         if row is None:

@@ -29,6 +29,7 @@ from batches.api.errors import CONTENT_TYPE, BeingPublished
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.pagination import RecentFirst
+from batches.api.parameters import PAGES, takes
 from batches.api.serializers import ImageSerializer, ProblemSerializer
 from batches.api.views import (
     CONFLICT,
@@ -40,6 +41,7 @@ from batches.api.views import (
 )
 from batches.curation import Action, Outcome, Result, Selection
 from batches.forms import (
+    NO_WORDS,
     Q_HELP,
     Q_MAX_LENGTH,
     ChangeImageSerializer,
@@ -47,9 +49,17 @@ from batches.forms import (
     ReasonSerializer,
     has_control_characters,
 )
-from batches.gallery import ImageFilter, read_page, shown
+from batches.gallery import ImageFilter, has_words, read_page, shown
 from batches.intake import Problem, Refused
-from batches.models import TAG_LENGTH, TAGS_MAX, Batch, Image, Review, ReviewStatus
+from batches.models import (
+    TAG_LENGTH,
+    TAGS_MAX,
+    Batch,
+    Generation,
+    Image,
+    Review,
+    ReviewStatus,
+)
 from generation.images import FORMATS
 
 PUBLISHING = OpenApiResponse(
@@ -103,6 +113,20 @@ class TagsFilter(filters.MultipleChoiceFilter):
     field_class = TagsField
 
 
+class WordsField(forms.CharField):
+    """What is searched for; asks the database whether it holds any word."""
+
+    def clean(self, value: Any) -> str:
+        words: str = super().clean(value)
+        if words and not has_words(words):
+            raise forms.ValidationError(NO_WORDS, code="no_words")
+        return words
+
+
+class WordsFilter(filters.CharFilter):
+    field_class = WordsField
+
+
 class ImageFilterSet(CreatedFilter):
     """The fields of `ImageFilter` as parameters; `wanted` when they are valid."""
 
@@ -113,7 +137,7 @@ class ImageFilterSet(CreatedFilter):
     generation = filters.UUIDFilter()
     model = filters.CharFilter(max_length=200)
     format = filters.ChoiceFilter(choices=[(name, name) for name in sorted(FORMATS)])
-    q = filters.CharFilter(max_length=Q_MAX_LENGTH, help_text=Q_HELP)
+    q = WordsFilter(max_length=Q_MAX_LENGTH, help_text=Q_HELP)
     order = filters.ChoiceFilter(
         choices=[("newest", "newest"), ("oldest", "oldest")], help_text="What comes first."
     )
@@ -310,6 +334,7 @@ class ImageView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
         pagination_class=RecentFirst,
         filterset_class=None,
     )
+    @takes(*PAGES)
     def reviews(self, request: Request, pk: uuid.UUID) -> Response:
         self._own(pk)
         log = Review.objects.filter(image=pk).select_related("reviewer")
@@ -329,7 +354,8 @@ class ImageView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
         responses={
             200: OutcomesSerializer,
             (404, CONTENT_TYPE): OpenApiResponse(
-                ProblemSerializer, description="An image of `ids`, or the batch, is not there."
+                ProblemSerializer,
+                description="An image of `ids`, the batch or the generation is not there.",
             ),
             CONFLICT: KEY_IN_USE,
         },
@@ -387,7 +413,7 @@ class ImageView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
 def _not_there() -> Iterator[None]:
     try:
         yield
-    except (Image.DoesNotExist, Batch.DoesNotExist):
+    except (Image.DoesNotExist, Batch.DoesNotExist, Generation.DoesNotExist):
         raise Http404 from None
 
 

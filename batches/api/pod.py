@@ -31,7 +31,7 @@ from batches.api.dry_run import DRY_RUN, ended_or_outlined, with_dry_run
 from batches.api.files import base_url, signed_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
-from batches.api.serializers import GenerationSerializer
+from batches.api.serializers import ItemSerializer
 from batches.api.views import CONFLICT, KEY_IN_USE, OwnedView, StrictQuery, data_of
 from batches.catalogue import get_model
 from batches.curation import Action, Selection, act_on_images
@@ -173,9 +173,15 @@ class PrintBatchSerializer(serializers.Serializer):
         }
 
 
-class StartedSerializer(serializers.Serializer):
-    generation_id = serializers.UUIDField(source="pk")
-    status = serializers.SerializerMethodField()
+class StartedSerializer(ItemSerializer):
+    """A single image on its way; `image` and `error` are null until then."""
+
+    generation_id = serializers.UUIDField(source="pk", read_only=True)
+    status = serializers.SerializerMethodField()  # type: ignore[assignment]
+
+    class Meta(ItemSerializer.Meta):
+        fields = ("generation_id", "status", "image", "error")  # type: ignore[assignment]
+        read_only_fields = fields  # type: ignore[assignment]
 
     @extend_schema_field(serializers.ChoiceField(STATUSES_OF_ONE))
     def get_status(self, generation: Generation) -> str:
@@ -429,7 +435,7 @@ class StartGenerationView(OwnedView):
         request=StartGenerationSerializer,
         parameters=[*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN],
         responses={
-            200: ended_or_outlined("GenerationOrOutline", GenerationSerializer),
+            200: ended_or_outlined("StartedOrOutline", StartedSerializer),
             202: OpenApiResponse(StartedSerializer, description="Stored and in line."),
             CONFLICT: KEY_IN_USE,
         },
@@ -449,4 +455,19 @@ class StartGenerationView(OwnedView):
     @with_dry_run(_asked)
     @idempotent(_ready)
     def post(self, request: Request, ready: ReadyGeneration) -> Response:
-        return self.accepted("generations", ready.submit())
+        row = ready.submit()
+        return Response(
+            self.get_serializer(row).data,
+            status=status.HTTP_202_ACCEPTED,
+            headers={"Location": f"{base_url(request)}/functions/v1/generations/{row.pk}"},
+        )
+
+
+class StartedView(OwnedView):
+    serializer_class = StartedSerializer
+    queryset = Generation.objects.none()
+
+    @extend_schema(operation_id="generation_retrieve", summary="Follow a single image")
+    def get(self, request: Request, pk: uuid.UUID) -> Response:
+        own = Generation.objects.owned_by(self.owner_id).with_images()
+        return Response(self.get_serializer(get_object_or_404(own, pk=pk)).data)

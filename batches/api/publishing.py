@@ -533,7 +533,8 @@ class ImagePublishView(OwnedView):
     @extend_schema(
         summary="Publish an approved image",
         description="Once for each channel: asked for again, it answers with what is there, and "
-        "one that failed is tried again as it is asked for now.",
+        "one that failed is tried again as it is asked for now. When its product may be at "
+        "Printify already, it can only be retried as it is: `already_made`.",
         request=PublishSerializer,
         parameters=[*IDEMPOTENCY_HEADERS],
         responses={

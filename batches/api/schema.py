@@ -16,7 +16,7 @@ _DESCRIPTIONS = {
     "404": "There is no such object, or it is not yours.",
     "413": "The body is too large.",
     "415": "The body is not JSON.",
-    "422": "Fields that cannot be accepted, each named in `errors`.",
+    "422": "Fields or parameters that cannot be accepted, each named in `errors`.",
     "503": "The database does not answer; `Retry-After` says when to try again.",
 }
 
@@ -54,13 +54,13 @@ class ProblemAutoSchema(AutoSchema):
         from batches.api.serializers import ProblemSerializer
 
         responses: dict[str, Any] = super()._get_response_bodies(direction)
-        codes = ["401", "503"]
+        codes = ["401", "422", "503"]
         if "{" in self.path:
             codes.append("404")
         if self.method in ("POST", "PUT", "PATCH"):
-            codes += ["400", "413", "415", "422"]
+            codes += ["400", "413", "415"]
         elif self._is_list_view():
-            codes += ["404", "422"]
+            codes.append("404")
         problem = self.resolve_serializer(ProblemSerializer, "response").ref
         for code in sorted(codes):
             responses.setdefault(

@@ -12,7 +12,7 @@ from django.db.models import OuterRef, Prefetch, QuerySet, Subquery
 from django.http import Http404
 from django.shortcuts import get_object_or_404
 from django_filters import rest_framework as filters
-from django_filters.fields import IsoDateTimeField
+from django_filters.fields import BaseCSVField, IsoDateTimeField
 from drf_spectacular.utils import (
     OpenApiExample,
     OpenApiParameter,
@@ -25,18 +25,17 @@ from rest_framework.decorators import action
 from rest_framework.generics import GenericAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from batches import lifecycle
 from batches.api import control, waiting
 from batches.api.dry_run import DRY_RUN, ended_or_outlined, with_dry_run
-from batches.api.errors import CONTENT_TYPE, PartOfBatch
+from batches.api.errors import CONTENT_TYPE, BeingPublished, PartOfBatch
 from batches.api.files import base_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
-from batches.api.negotiation import JSONAlways
 from batches.api.pagination import RecentFirst
+from batches.api.parameters import StrictView
 from batches.api.serializers import (
     BatchSerializer,
     GenerationSerializer,
@@ -89,8 +88,17 @@ REFUSED_OR_KEY_IN_USE = OpenApiResponse(
 )
 
 
+class StatusesField(BaseCSVField):
+    def clean(self, value: Any) -> Any:
+        if value and not all(value):
+            raise ValidationError("No status may be empty.", code="invalid_choice")
+        return super().clean(value)
+
+
 class StatusesFilter(filters.BaseInFilter, filters.ChoiceFilter):
     """One status or several, separated by commas."""
+
+    base_field_class = StatusesField
 
 
 class MomentField(IsoDateTimeField):
@@ -109,11 +117,13 @@ class MomentFilter(filters.IsoDateTimeFilter):
 
 
 class StrictQuery(forms.Form):
-    """Refuses what is given and empty: a variable that was never set must not list everything."""
+    """Refuses what is given and blank: a variable that was never set must not list everything."""
 
     def clean(self) -> None:
         for name in self.fields:
-            if name in self.data and self.data.get(name) == "" and name not in self.errors:
+            given = self.data.get(name)
+            if given is not None and not given.strip():
+                self.errors.pop(name, None)
                 self.add_error(name, ValidationError("May not be empty.", code="blank"))
 
 
@@ -135,11 +145,10 @@ class GenerationFilter(CreatedFilter):
     model = filters.CharFilter(field_name="model")
 
 
-class OwnedView(GenericAPIView):
+class OwnedView(StrictView, GenericAPIView):
     """Everything is scoped to its owner: what is not yours is not there."""
 
     pagination_class = RecentFirst
-    content_negotiation_class = JSONAlways
 
     def get_serializer_context(self) -> dict[str, Any]:
         return {**super().get_serializer_context(), "base_url": base_url(self.request)}
@@ -294,11 +303,19 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
         return self.as_it_is(pk)
 
     @extend_schema(
-        summary="Delete a batch with its images; what runs is cancelled", responses={204: None}
+        summary="Delete a batch with its images; what runs is cancelled",
+        responses={
+            204: None,
+            CONFLICT: OpenApiResponse(
+                ProblemSerializer,
+                description="One of its images is being published: `being_published`.",
+            ),
+        },
     )
     def destroy(self, request: Request, pk: uuid.UUID) -> Response:
         if not lifecycle.delete_batch(batch=self._own(pk)):
-            raise Http404
+            self._own(pk)
+            raise BeingPublished("One of its images is being published.")
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     def _own(self, pk: uuid.UUID) -> Batch:
@@ -434,7 +451,11 @@ class GenerationView(
         summary="Delete a single generation with its images; if it runs, it is cancelled",
         responses={
             204: None,
-            CONFLICT: OpenApiResponse(ProblemSerializer, description="It is part of a batch."),
+            CONFLICT: OpenApiResponse(
+                ProblemSerializer,
+                description="It is part of a batch: `part_of_batch`; or one of its images is "
+                "being published: `being_published`.",
+            ),
         },
     )
     def destroy(self, request: Request, pk: uuid.UUID) -> Response:
@@ -442,7 +463,8 @@ class GenerationView(
         if generation.batch_id is not None:
             raise PartOfBatch
         if not lifecycle.delete_generation(generation=generation):
-            raise Http404
+            self._own(pk)
+            raise BeingPublished("One of its images is being published.")
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     def _own(self, pk: uuid.UUID) -> Generation:
@@ -471,9 +493,7 @@ def describe(offer: Offer) -> dict[str, Any]:
     }
 
 
-class ModelListView(APIView):
-    content_negotiation_class = JSONAlways
-
+class ModelListView(StrictView):
     @extend_schema(
         operation_id="v1_models_list",
         summary="The catalogue of models",
@@ -484,9 +504,7 @@ class ModelListView(APIView):
         return Response({"next": None, "previous": None, "results": models})
 
 
-class ModelView(APIView):
-    content_negotiation_class = JSONAlways
-
+class ModelView(StrictView):
     @extend_schema(
         summary="One model",
         responses=ModelSerializer,

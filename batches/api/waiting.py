@@ -14,13 +14,14 @@ from rest_framework.response import Response
 
 from batches.api.files import base_url
 from batches.forms import MAX_WAIT_S
+from batches.models import BatchStatus
 
 # `<seconds> <path>`; the last id in the path is that of the batch or generation.
 WAIT_HEADER = "X-Picture-Wait"
 
 _HEADER = re.compile(r'(?:[^"]|"(?:[^"\\]|\\.)*")*')
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
-_SECONDS = re.compile(r'"?([0-9]{1,9})"?')
+_SECONDS = re.compile(r'"?([0-9]+)"?')
 
 HEADERS = (
     OpenApiParameter(
@@ -48,12 +49,20 @@ def preferred_wait_s(header: str | None) -> int:
         name, _, value = preference.partition(";")[0].partition("=")
         if name.strip().lower() == "wait":
             seconds = _SECONDS.fullmatch(value.strip())
-            return min(int(seconds[1]), MAX_WAIT_S) if seconds else 0
+            if not seconds:
+                return 0
+            # int() does not take any number of digits; three are more than may be waited for.
+            return min(int(seconds[1].lstrip("0")[:3] or 0), MAX_WAIT_S)
     return 0
 
 
 def keep_back(response: Response, *, wait_s: int, path: str) -> None:
-    """Have the answer kept back until what stands at the path has ended."""
+    """Have the answer kept back until what stands at the path has ended.
+
+    Of what is to start at a later time nothing is waited for.
+    """
+    if response.data.get("status") == BatchStatus.SCHEDULED:
+        return
     response[WAIT_HEADER] = f"{wait_s} {path}"
 
 

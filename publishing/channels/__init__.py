@@ -9,6 +9,7 @@ from publishing.channels.printify import Printify
 from publishing.channels.shopify import Shopify
 
 KEPT_IDS: Mapping[str, frozenset[str]] = {one.name: one.kept_ids for one in (Printify, Shopify)}
+CHANGES_PRODUCT = frozenset(one.name for one in (Printify, Shopify) if one.changes_product)
 
 
 def make_channel(

@@ -53,7 +53,7 @@ CATALOGUE_WAIT_S = 5.0
 CATALOGUE_KEPT_S = 600.0
 CATALOGUE_KEPT_LIMIT = 100
 
-UPLOAD = Step("upload")
+UPLOAD = Step("upload", sends=True)
 PRODUCT = Step("product")
 PUBLISH = Step("publish", publishes=True)
 LISTING = Step("listing", creates=False)
@@ -89,6 +89,7 @@ class Printify:
     name: ClassVar[str] = "printify"
     limits: ClassVar[Limits] = Limits(600, 200, 30 * 60)
     kept_ids: ClassVar[frozenset[str]] = frozenset({"shop_id", "product_id"})
+    changes_product: ClassVar[bool] = False
 
     def __init__(self, token: str, *, http: HttpClient, base_url: str, shop_id: str = "") -> None:
         check_token(token)

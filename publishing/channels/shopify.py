@@ -42,7 +42,7 @@ THROTTLED_WAIT_S = 2.0
 THROTTLED_WAIT_MAX_S = 120.0
 ONLINE_STORE = "Online Store"
 
-PRODUCT = Step("product")
+PRODUCT = Step("product", sends=True)
 PUBLISH = Step("publish", publishes=True)
 MEDIA = Step("media", creates=False)
 
@@ -148,6 +148,7 @@ class Shopify:
     # lowest plan's rate. Above 50,000 variants no more than 1,000 are made a day.
     limits: ClassVar[Limits] = Limits(300, 1_000, 86_400)
     kept_ids: ClassVar[frozenset[str]] = frozenset({"product_id"})
+    changes_product: ClassVar[bool] = True
 
     def __init__(
         self,

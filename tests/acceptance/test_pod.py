@@ -76,6 +76,15 @@ def test_a_single_image_is_started_and_followed(client, simulator):
         "height": 512,
     }
     started = call(client, "POST", "functions/v1/start-generation", 202, json=body).json()
-    path = f"generations/{started['generation_id']}/"
-    done = wait_until(lambda: (now := client.call("GET", path).json())["finished_at"] and now)
+    path = f"functions/v1/generations/{started['generation_id']}"
+    done = wait_until(lambda: (now := call(client, "GET", path).json())["image"] and now)
     assert (done["status"], done["image"]["width"]) == ("completed", 512)
+
+
+def test_a_single_image_that_is_waited_for_is_told_in_the_same_words(client, simulator):
+    body = {"prompt": f"[{client.username}] a marten"}
+    headers = {"Prefer": "wait=50"}
+    path = "functions/v1/start-generation"
+    done = call(client, "POST", path, json=body, headers=headers).json()
+    assert set(done) == {"generation_id", "status", "image", "error"}
+    assert (done["status"], done["error"]) == ("completed", None)

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 from django.core.files.base import ContentFile
 from django.db import connection, transaction
+from django.db.models.functions import Now
 
 from batches import cleanup, curation, lifecycle
 from batches.curation import Action, Selection, act_on_images, change_image, review_images
@@ -265,11 +266,14 @@ def test_the_files_of_many_folders_are_left_to_the_sweep(
     assert [path for path in media.rglob("*") if path.is_file()] == []
 
 
-def test_deleting_a_batch_takes_what_is_being_published_along(owner):
+def test_deleting_a_batch_takes_what_was_published_along_and_nothing_under_way(owner):
     batch = make_batch(owner, size=1)
     image = make_image(batch.generations.get())
     act(owner, Action.APPROVE, [image])
     publication = publish(image)
+    assert not lifecycle.delete_batch(batch=batch)
+    assert Image.objects.get() == image
+    Publication.objects.update(status="published", published_at=Now(), finished_at=Now())
     assert lifecycle.delete_batch(batch=batch)
     publication.refresh_from_db()
     assert publication.image_id is None

@@ -7,7 +7,7 @@ from django.db.models.functions import Now
 
 from batches import gallery
 from batches.curation import change_image
-from batches.gallery import ImageFilter, find_images, read_page, shown
+from batches.gallery import ImageFilter, find_images, has_words, read_page, shown
 from batches.models import Generation, Image
 from tests.factories import make_batch, make_generation, make_image, make_user
 
@@ -96,9 +96,16 @@ def test_words_of_a_prompt_are_found_in_any_form(owner):
 
 
 @pytest.mark.parametrize("q", ["the", "!!!", "' ' \\", "-", '"', "''"])
-def test_what_holds_no_word_asks_for_nothing(q, owner):
-    image = described(owner)
-    assert found(owner, q=q) == {image.pk}
+def test_what_holds_no_word_finds_nothing(q, owner):
+    described(owner, tags=["a"])
+    assert not has_words(q)
+    assert found(owner, q=q) == found(owner, q=q, tags=("a",)) == set()
+
+
+@pytest.mark.parametrize("q", ["-fox", "the fox", "fox or the", '"a fox"', "\N{FOX FACE}x", "日本"])
+def test_words_are_told_from_what_holds_none(q, owner, django_assert_num_queries):
+    with django_assert_num_queries(1):
+        assert has_words(q)
 
 
 @pytest.mark.parametrize("q", ["owner:1", "tag:best", "'owner:1'", "fox | !fox", "a:*", "\\", "%s"])

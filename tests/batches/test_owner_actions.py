@@ -10,7 +10,18 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from batches import invariants, lifecycle
-from batches.models import Attempt, Batch, Discarded, Generation, Image, Lane, Lease, Pool
+from batches.models import (
+    Attempt,
+    Batch,
+    ChannelAccount,
+    Discarded,
+    Generation,
+    Image,
+    Lane,
+    Lease,
+    Pool,
+    Publication,
+)
 from batches.scheduling import admit
 from generation.provider import ErrorClass, Failure, Prediction, PredictionStatus
 from tests.factories import (
@@ -454,6 +465,87 @@ def test_a_running_single_generation_is_stopped_and_then_removed():
     assert lifecycle.confirm_cancel(generation=generation, attempt=None, result=INTERRUPTED)
     assert lifecycle.remove_deleted(limit=10) == 1
     assert not Generation.objects.exists()
+
+
+def being_published(generation):
+    image = completed(generation)
+    publication_of(image)
+    return image
+
+
+def completed(generation):
+    Batch.objects.filter(generations=generation).update(completed_count=1)
+    return make_image(generation)
+
+
+def publication_of(image):
+    ChannelAccount.objects.create(owner=image.owner, channel="printify")
+    Publication.objects.create(
+        owner=image.owner, image=image, channel="printify", product_type="mug", title="A fox"
+    )
+
+
+def end_publications():
+    Publication.objects.update(status="published", published_at=Now(), finished_at=Now())
+
+
+def test_a_batch_is_not_deleted_while_an_image_of_it_is_being_published(
+    media, django_capture_on_commit_callbacks
+):
+    batch = make_batch(size=3)
+    being_published(batch.generations.get(index=1))
+    running(batch)
+    before = [list(one.objects.order_by("pk").values()) for one in (Batch, Generation, Image)]
+    with django_capture_on_commit_callbacks(execute=True) as callbacks:
+        assert not lifecycle.delete_batch(batch=batch)
+    assert callbacks == []
+    after = [list(one.objects.order_by("pk").values()) for one in (Batch, Generation, Image)]
+    assert after == before
+    assert Lane.objects.get().running == 2
+    end_publications()
+    assert lifecycle.delete_batch(batch=batch)
+
+
+def test_a_generation_is_not_deleted_while_its_image_is_being_published():
+    generation = make_generation()
+    image = being_published(generation)
+    assert not lifecycle.delete_generation(generation=generation)
+    generation.refresh_from_db()
+    assert (generation.deleted_at, generation.cancel_requested_at) == (None, None)
+    assert Image.objects.get() == image
+    end_publications()
+    assert lifecycle.delete_generation(generation=generation)
+    assert Publication.objects.get().image_id is None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("of_a_batch", [True, False])
+def test_a_deletion_waits_for_a_publication_that_is_being_begun(of_a_batch):
+    batch = make_batch(size=1) if of_a_batch else None
+    generation = batch.generations.get() if batch else make_generation()
+    image = completed(generation)
+    given = []
+
+    def delete():
+        try:
+            given.append(
+                lifecycle.delete_batch(batch=batch)
+                if batch
+                else lifecycle.delete_generation(generation=generation)
+            )
+        finally:
+            connection.close()
+
+    with transaction.atomic():
+        list(Image.objects.select_for_update(no_key=True))
+        waiting = threading.Thread(target=delete)
+        waiting.start()
+        waiting.join(0.3)
+        assert not given
+        publication_of(image)
+    waiting.join(30)
+    assert given == [False]
+    assert Image.objects.get() == image
 
 
 # --- One at a time ------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 import threading
 import uuid
+from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
+from django.test.utils import CaptureQueriesContext
 
 from batches import invariants, publications
 from batches.intake import Refused
@@ -179,6 +182,26 @@ def test_titles_are_numbered(owner, account):
     assert [one.publication.title for one in taken] == ["A fox 1", "A fox 2"]
 
 
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [("{index}/{index}", "1/1"), ("{{index}}", "{index}"), ("a {{{index}}} b", "a {1} b")],
+)
+def test_braces_of_a_title_are_doubled(title, shown, owner, account):
+    ((publication, _),) = publish(owner, approved(owner), PublishRequest("printify", "mug", title))
+    assert publication.title == shown
+
+
+@pytest.mark.parametrize(
+    "title", ["{prompt}", "{", "a } b", "{index", "{index!r}", "{index:}", "{}", "{0}", "{Index}"]
+)
+def test_a_title_has_no_other_placeholder(title, owner, account):
+    with pytest.raises(Refused) as refused:
+        publish(owner, approved(owner), PublishRequest("printify", "mug", title))
+    (problem,) = refused.value.problems
+    assert (problem.field, problem.code) == ("title", "unknown_placeholder")
+    assert not Publication.objects.exists()
+
+
 def test_nothing_is_stored_when_anything_is_refused(owner, account):
     good, foreign = approved(owner)[0], approved(make_user())[0]
     with pytest.raises(Image.DoesNotExist):
@@ -191,6 +214,118 @@ def test_nothing_is_stored_when_anything_is_refused(owner, account):
         "not_approved",
     }
     assert not Publication.objects.exists()
+
+
+# --- asking again -------------------------------------------------------------------------------
+
+OTHER = PublishRequest("printify", "mug", "Another fox", tags=["fox"])
+
+
+def left(publication, code="auth", **ids):
+    """One that failed, with what it has at the channel."""
+    Publication.objects.filter(pk=publication.pk).update(remote_ids=ids)
+    fail(publication, code)
+
+
+def unsure(publication, step="product"):
+    work = publications.take_turn(str(publication.pk), publication.turn)
+    publications.begin_attempt(work=work, step=Step(step))
+    publication.refresh_from_db()
+
+
+def test_what_is_made_and_cannot_be_changed_is_retried_as_it_is_only(owner, account, publication):
+    left(publication, product_id="p")
+    with pytest.raises(Refused) as refused:
+        publish(owner, [*approved(owner), publication.image], OTHER)
+    (problem,) = refused.value.problems
+    assert (problem.field, problem.code) == ("image_ids.1", "already_made")
+    assert str(publication.pk) in problem.detail
+    assert Publication.objects.count() == 1
+    publication.refresh_from_db()
+    assert (publication.status, publication.title) == ("publish_failed", "A fox 1")
+    assert publish(owner, [publication.image])[0].outcome == "retried"
+
+
+@pytest.mark.parametrize("change", ["product_type", "title", "description", "tags", "price_usd"])
+def test_any_difference_counts(change, owner, account, publication):
+    left(publication, product_id="p")
+    other = {
+        "product_type": "poster",
+        "title": "B",
+        "description": "B",
+        "tags": ["b"],
+        "price_usd": Decimal("3.50"),
+    }
+    with pytest.raises(Refused):
+        publish(owner, [publication.image], replace(WANTED, **{change: other[change]}))
+
+
+def test_what_may_have_been_made_cannot_be_changed_either(owner, account, publication):
+    unsure(publication)
+    fail(publication)
+    with pytest.raises(Refused) as refused:
+        publish(owner, [publication.image], OTHER)
+    assert refused.value.problems[0].code == "already_made"
+
+
+@pytest.mark.parametrize("step", ["upload", None])
+def test_what_was_never_made_is_made_as_it_is_asked_for_now(step, owner, account, publication):
+    if step:
+        unsure(publication, step)
+    left(publication, shop_id="7", upload_id="u")
+    ((again, outcome),) = publish(owner, [publication.image], OTHER)
+    assert (outcome, again.title, again.tags) == ("retried", "Another fox", ["fox"])
+    assert again.remote_ids == {"shop_id": "7"}
+
+
+def test_at_a_channel_that_changes_products_it_is_set_anew(owner):
+    publications.set_account(
+        owner_id=owner.pk, channel="shopify", credentials={"access_token": "t"}, options={}
+    )
+    wanted = replace(WANTED, channel="shopify")
+    made, unknown, same = [
+        publish(owner, [image], wanted)[0].publication for image in approved(owner, 3)
+    ]
+    left(made, product_id="p", published="1")
+    unsure(unknown)
+    fail(unknown)
+    left(same, product_id="q", published="1")
+    for one in (made, unknown):
+        publish(owner, [one.image], replace(OTHER, channel="shopify"))
+        one.refresh_from_db()
+        assert (one.status, one.title, one.remote_ids) == ("publishing", "Another fox", {})
+        assert publications.take_turn(str(one.pk), one.turn).attempt is None
+    publish(owner, [same.image], wanted)
+    same.refresh_from_db()
+    assert same.remote_ids == {"product_id": "q"}
+    assert not broken()
+
+
+@pytest.mark.parametrize("ask", ["retry", "again"])
+def test_a_product_that_was_not_there_is_looked_for_before_another_is_made(
+    ask, owner, account, publication
+):
+    work = publications.take_turn(str(publication.pk), 0)
+    attempt = publications.begin_attempt(work=work, step=Step("product"))
+    publications.record_step(work=work, done=Done({"product_id": "p"}), attempt=attempt)
+    publications.begin_attempt(work=work, step=Step("publish"))
+    fail(work.publication, "not_found")
+    if ask == "retry":
+        assert publications.retry_publication(publication=publication)
+    else:
+        publish(owner, [publication.image])
+    publication.refresh_from_db()
+    assert (publication.remote_ids, publication.attempt_count) == ({}, 3)
+    work = publications.take_turn(str(publication.pk), publication.turn)
+    assert (work.attempt.step, work.attempt.outcome, work.attempt.number) == (
+        "product",
+        "unknown",
+        3,
+    )
+    assert not broken()
+    # Which finds it.
+    assert publications.record_step(work=work, done=Done({"product_id": "p"}), attempt=work.attempt)
+    assert not broken()
 
 
 # --- holding ------------------------------------------------------------------------------------
@@ -319,7 +454,23 @@ def test_a_block_only_grows(account):
 
 def test_a_stopped_account_allows_nothing(account):
     publications.stop_account(account=account, error_class="auth")
-    assert allowed(account) == (False, 0.0, "auth")
+    refused = allowed(account)
+    assert (refused.is_given, refused.stopped_by) == (False, "auth")
+
+
+def test_how_many_of_an_account_wait_is_told_by_one_bounded_query(owner, account, publication):
+    other = make_user()
+    make_account(other)
+    publish(other, approved(other, 2))
+    publish(owner, approved(owner, 3))
+    Publication.objects.filter(pk=publication.pk).update(
+        status="published", published_at=Now(), finished_at=Now()
+    )
+    with CaptureQueriesContext(connection) as queries:
+        assert publications.waiting_count(account) == 3
+    assert len(queries) == 1
+    for term in ("ORDER BY due_at LIMIT 1000", "status = 'publishing'"):
+        assert term in queries[0]["sql"]
 
 
 # --- what must hold -----------------------------------------------------------------------------

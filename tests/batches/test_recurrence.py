@@ -154,6 +154,7 @@ def test_what_was_missed_is_counted():
         ("FREQ=DAILY;UNTIL=20260231", "invalid_rule"),
         ("FREQ=DAILY;UNTIL=00000000", "invalid_rule"),
         ("FREQ=DAILY;UNTIL=00010101", "in_the_past"),
+        ("FREQ=DAILY;UNTIL=00010101T000000Z", "in_the_past"),
         ("FREQ=DAILY;BYDAY=1MO", "invalid_rule"),
         ("FREQ=MONTHLY;BYDAY=0MO", "invalid_rule"),
         ("FREQ=MONTHLY;BYMONTHDAY=0", "invalid_rule"),

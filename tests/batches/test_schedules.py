@@ -259,6 +259,26 @@ def test_an_owner_whose_pictures_take_long_is_left_for_the_next_time(daily, monk
     assert run_due(limit=LIMIT) == 1
 
 
+def test_what_needs_no_pictures_goes_before_what_may_have_to_fetch_some(daily, monkeypatch):
+    body = {"prompt": "a fox", "settings": {"references": [{"url": "https://example.com/a.png"}]}}
+    fetching = [daily(ago=timedelta(minutes=20 + number)) for number in range(3)]
+    Schedule.objects.filter(pk__in=[one.pk for one in fetching]).update(body=body)
+    quick = daily()
+    made = []
+    monkeypatch.setattr(schedules, "run_schedule", made.append)
+    run_due(limit=2)
+    assert made[0] == ScheduleRun.objects.get(schedule=quick).pk
+    assert len(made) == 2
+
+
+def test_one_pass_ends_after_a_while(daily, monkeypatch):
+    for _ in range(3):
+        daily(owner=make_user())
+    monkeypatch.setattr(schedules, "PASS_BUDGET_S", 0.0)
+    assert run_due(limit=LIMIT) == 0
+    assert ScheduleRun.objects.filter(status="due").count() == 3
+
+
 # --- never twice --------------------------------------------------------------------------------
 
 

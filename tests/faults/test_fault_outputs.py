@@ -56,11 +56,7 @@ def worst_since_done(faults, rows):
 
 
 def image_count(stack, batch):
-    return stack.value(
-        "SELECT count(*) FROM batches_image image JOIN batches_generation generation "
-        "ON generation.id = generation_id WHERE batch_id = %s",
-        batch["id"],
-    )
+    return stack.value("SELECT count(*) FROM batches_image WHERE batch_id = %s", batch["id"])
 
 
 class Trap:

@@ -27,6 +27,16 @@ def handed_on(monkeypatch):
     return requests
 
 
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """Whoever says who it is counts as known: there is no database here."""
+
+    async def is_known(scope):
+        return not asgi._is_anonymous(scope)
+
+    monkeypatch.setattr(asgi, "_is_known", is_known)
+
+
 REQUEST = {
     "type": "http",
     "http_version": "1.1",
@@ -215,7 +225,7 @@ def test_so_many_files_are_read_at_a_time_and_others_told_to_come_again(handed_o
         hang = [asyncio.Event() for _ in range(asgi.UPLOADS_AT_A_TIME)]
         started, statuses = [], []
 
-        async def upload(event):
+        async def upload(event, number):
             async def receive():
                 if event not in started:
                     started.append(event)
@@ -226,13 +236,17 @@ def test_so_many_files_are_read_at_a_time_and_others_told_to_come_again(handed_o
             async def send(message):
                 statuses.append(message.get("status"))
 
-            await asgi.application({**REQUEST, **UPLOAD, "headers": FORM}, receive, send)
+            await asgi.application(scope_of(number % 4), receive, send)
+
+        def scope_of(caller):
+            mine = [(b"cookie", str(caller).encode())]
+            return {**REQUEST, **UPLOAD, "headers": [*FORM, *mine]}
 
         async with asyncio.timeout(30):
-            tasks = [asyncio.create_task(upload(event)) for event in hang]
+            tasks = [asyncio.create_task(upload(event, n)) for n, event in enumerate(hang)]
             while len(started) < len(hang):
                 await asyncio.sleep(0)
-            scope = {**REQUEST, **UPLOAD, "headers": FORM}
+            scope = scope_of("another")
             refused = await one_request(scope, [chunk(b"ab"), chunk(b"cd", more=False)])
             other = await one_request(REQUEST, [chunk(b"", more=False)])
             hang[0].set()
@@ -256,8 +270,27 @@ def test_so_many_files_are_read_at_a_time_and_others_told_to_come_again(handed_o
     assert [body for _, body in handed_on].count(b"abcd") == 16
 
 
+def test_nobody_takes_all_places_for_files(handed_on, monkeypatch):
+    monkeypatch.setattr(asgi, "_uploads", asgi._Places(4, 1))
+    mine, theirs = ({**REQUEST, **UPLOAD, "headers": [*FORM, (b"cookie", n)]} for n in (b"1", b"2"))
+
+    async def run():
+        first = [chunk(b"ab")]
+        task = asyncio.create_task(one_request(mine, first))
+        while first:
+            await asyncio.sleep(0)
+        second = await one_request(mine, [chunk(b"ab", more=False)])
+        other = await one_request(theirs, [chunk(b"ab", more=False)])
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        third = await one_request(mine, [chunk(b"ab", more=False)])
+        return [answer[0][0] for answer in (second, other, third)]
+
+    assert asyncio.run(run()) == [503, 200, 200]
+
+
 def test_files_that_are_given_up_leave_room_for_others(handed_on, monkeypatch):
-    monkeypatch.setattr(asgi, "_uploads", asyncio.Semaphore(1))
+    monkeypatch.setattr(asgi, "_uploads", asgi._Places(1, 1))
     monkeypatch.setattr(asgi, "UPLOAD_TIMEOUT_S", 0.05)
     assert call([chunk(b"ab")], FORM, **UPLOAD) == [408]
     assert call([chunk(b"ab"), {"type": "http.disconnect"}], FORM, **UPLOAD) == []

@@ -10,6 +10,7 @@ import pytest
 from picture import asgi
 
 TOKEN = [(b"authorization", b"Bearer pic_x")]
+OTHER = [(b"authorization", b"Bearer pic_y")]
 IMAGES = "/api/v1/images/export/"
 BATCH = "/api/v1/batches/0b0e4b9c-0000-0000-0000-000000000000/export/"
 WAIT_S = 30
@@ -48,7 +49,7 @@ class Wsgi:
 def wsgi(monkeypatch):
     wsgi = Wsgi()
     monkeypatch.setattr(asgi, "_wsgi", wsgi)
-    monkeypatch.setattr(asgi, "_exports", asyncio.Semaphore(asgi.EXPORTS_AT_A_TIME))
+    monkeypatch.setattr(asgi, "_exports", asgi._Places(asgi.EXPORTS_AT_A_TIME, asgi.EXPORTS_EACH))
     return wsgi
 
 
@@ -156,13 +157,14 @@ def test_so_many_zips_are_fetched_at_a_time_and_others_told_to_come_again(
         clients = [Client() for _ in range(asgi.EXPORTS_AT_A_TIME)]
         try:
             tasks = [
-                asyncio.create_task(asgi.application(scope(), one.receive, one.send))
-                for one in clients
+                asyncio.create_task(asgi.application(mine, one.receive, one.send))
+                for one, mine in zip(clients, [scope(), scope(headers=OTHER)] * 2, strict=True)
             ]
             for one in clients:
                 await one.begun.wait()
             refused, other = Client(), Client()
-            await asgi.application(scope(), refused.receive, refused.send)
+            third = scope(headers=[(b"cookie", b"sessionid=y")])
+            await asgi.application(third, refused.receive, refused.send)
             await asgi.application(scope(path="/other/"), other.receive, other.send)
         finally:
             go_on.set()
@@ -180,6 +182,48 @@ def test_so_many_zips_are_fetched_at_a_time_and_others_told_to_come_again(
     assert "ZIP" in json.loads(refused.body)["detail"]
     assert other.status == 200
     assert [one.body for one in (*clients, again)] == [b"ab"] * 5
+
+
+def test_one_caller_leaves_places_for_others_and_a_request_without_end_takes_none(
+    wsgi, ordinary, monkeypatch
+):
+    go_on = threading.Event()
+
+    class Slow(Wsgi):
+        def __iter__(self):
+            yield b"a"
+            go_on.wait(WAIT_S)
+
+    class Unfinished(Client):
+        async def receive(self):
+            self.begun.set()
+            await self.left.wait()
+            return {"type": "http.disconnect"}
+
+    async def work():
+        idle = [Unfinished() for _ in range(2 * asgi.EXPORTS_AT_A_TIME)]
+        mine = [Client() for _ in range(asgi.EXPORTS_EACH)]
+        try:
+            tasks = [
+                asyncio.create_task(asgi.application(scope(), one.receive, one.send))
+                for one in (*idle, *mine)
+            ]
+            for one in (*idle, *mine):
+                await one.begun.wait()
+            refused, other = Client(), Client()
+            await asgi.application(scope(), refused.receive, refused.send)
+            theirs = scope(headers=OTHER)
+            tasks.append(asyncio.create_task(asgi.application(theirs, other.receive, other.send)))
+            await other.begun.wait()
+        finally:
+            go_on.set()
+            for one in idle:
+                one.left.set()
+        await asyncio.gather(*tasks)
+        return [one.status for one in (*mine, refused, other)]
+
+    monkeypatch.setattr(asgi, "_wsgi", Slow())
+    assert run(work) == [200, 200, 503, 200]
 
 
 def test_what_nobody_takes_any_more_is_made_no_further(wsgi, ordinary):

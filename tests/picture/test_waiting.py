@@ -31,6 +31,10 @@ BODY = {"prompts": [{"text": "a lighthouse"}]}
         ("wait=0", 0),
         ("wait=61", 60),
         ("wait=999999999", 60),
+        ("wait=99999999999999999999", 60),
+        (f'wait="{"9" * 5_000}"', 60),
+        (f"wait={'0' * 5_000}7", 7),
+        ("wait=00", 0),
         ("wait", 0),
         ("wait=", 0),
         ("wait=-1", 0),
@@ -173,6 +177,17 @@ def test_what_ends_in_time_is_answered_with_its_result(browser, path, model):
     assert int(given.headers["content-length"]) > 0
     again = browser.call("GET", f"{path}{row.pk}/").result(20)
     assert given.body["version"] == again.body["version"]
+
+
+def test_what_has_not_ended_in_time_is_told_as_far_as_it_has_come(browser):
+    answer = browser.post(BATCHES, {"prompt": "a fox", "count": 2}, prefer="wait=2")
+    await_rows(Batch, 1)
+    batch = Batch.objects.get()
+    assert lifecycle.cancel_generation(generation=batch.generations.first())
+    given = answer.result(20)
+    assert (given.status, given.body["cancelled_count"]) == (202, 1)
+    assert given.headers["preference-applied"] == "wait=2"
+    assert given.headers["location"] == f"http://localhost{BATCHES}{batch.pk}/"
 
 
 def test_what_does_not_is_answered_as_it_was_accepted(browser):

@@ -1,6 +1,7 @@
 """What can be published where, and what is said of an account that is wrong."""
 
 import json
+import time
 from decimal import Decimal
 
 import pytest
@@ -142,6 +143,26 @@ def test_a_shop_of_printify_is_a_number(shop_id):
 )
 def test_a_product_is_told_where_it_is_wrong(change, problem):
     assert problems("printify", options={"products": {"mug": {**MUG, **change}}}) == [problem]
+
+
+MANY = {f"a{number}": 0 for number in range(100_000)}
+MIXED = [one for number in range(25_000) for one in (number, str(number), [number], {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    ("products", "count", "where"),
+    [
+        ({"mug": {**MUG, "variant_ids": MIXED}}, 1, "options.products.mug.variant_ids"),
+        (MANY, 1, "options.products"),
+        ({"mug": {**MUG, **MANY}}, 20, "options.products.mug.a0"),
+    ],
+    ids=["variants", "product types", "fields"],
+)
+def test_what_is_far_too_long_is_refused_at_once_and_in_few_words(products, count, where):
+    began_s = time.process_time()
+    found = problems("printify", options={"products": products})
+    assert time.process_time() - began_s < 2
+    assert (len(found), found[0][0]) == (count, where)
 
 
 def test_a_choice_is_told_with_what_is_allowed():

@@ -29,7 +29,7 @@ from worker import publisher, sweeper
 
 pytestmark = pytest.mark.django_db
 
-UPLOAD = Step("upload")
+UPLOAD = Step("upload", sends=True)
 PRODUCT = Step("product")
 PUBLISH = Step("publish", publishes=True)
 LISTING = Step("listing", creates=False)
@@ -236,6 +236,57 @@ def test_a_channel_that_can_reach_us_is_given_an_address(channel, settings):
     assert url.startswith(f"https://picture.example/api/v1/images/{image.pk}/file/?signature=")
 
 
+@pytest.fixture
+def conversions(monkeypatch):
+    """The pictures that are converted, one by one."""
+    done, write = [], publisher.images.write_png
+
+    def counted(file, image_format, path):
+        done.append(image_format)
+        return write(file, image_format, path)
+
+    monkeypatch.setattr(publisher.images, "write_png", counted)
+    return done
+
+
+def test_a_picture_is_converted_for_the_step_that_sends_it_only(channel, conversions):
+    channel.answers = {"product": [AWAY], "publish": [AWAY, LOST]}
+    publication = deliver(publish(approved("webp")))
+    assert conversions == ["webp"]
+    for _ in range(4):
+        deliver(publication)
+        age(publication, 60)
+    assert publication.status == "published"
+    assert conversions == ["webp"]
+    names = {(one.artwork.filename, one.artwork.content_type) for one in channel.items}
+    assert names == {(f"{publication.image_id}.png", "image/png")}
+
+
+@pytest.mark.parametrize("why", ["stopped", "blocked", "used up"])
+def test_a_picture_is_not_converted_while_nothing_may_be_sent(why, channel, conversions):
+    publication = publish(approved("webp"))
+    account = ChannelAccount.objects.get()
+    if why == "stopped":
+        publications.stop_account(account=account, error_class="auth")
+    elif why == "blocked":
+        publications.block_account(account=account, seconds=60)
+    else:
+        channel.limits = Limits(calls_per_minute=12, publications=40, publications_window_s=60)
+        publications.take_allowance(account=account, limits=channel.limits, calls=3)
+    deliver(publication)
+    assert (channel.calls, conversions) == ([], [])
+
+
+def test_a_lost_upload_is_looked_for_by_its_final_name(channel, conversions):
+    channel.answers["upload"] = [LOST]
+    publication = deliver(publish(approved("webp")))
+    found = []
+    channel.find, find = lambda step, item: found.append(item) or find(step, item), channel.find
+    deliver(publication)
+    assert [one.artwork.filename for one in found] == [f"{publication.image_id}.png"]
+    assert conversions == ["webp"]
+
+
 def test_a_picture_that_cannot_be_read_is_tried_again(channel):
     image = approved("webp")
     publication = publish(image)
@@ -438,6 +489,7 @@ def test_what_is_gone_at_the_channel_is_made_anew_when_its_owner_asks(channel):
     assert (publication.status, publication.error_code) == ("publish_failed", "not_found")
     assert publications.retry_publication(publication=publication)
     channel.made.clear()
+    age(publication, 60)
     assert deliver(publication).status == "published"
     assert channel.calls.count("product") == 2
 
@@ -457,6 +509,16 @@ def test_an_error_that_nobody_understands_may_have_had_its_effect(channel):
     channel.answers["product"] = [Failure(ErrorClass.UNKNOWN, "500")]
     publication = deliver(publish())
     assert outcomes(publication)[-1] == (2, "product", "unknown")
+
+
+def test_a_shop_that_was_away_for_a_while_gets_no_second_product(channel):
+    channel.answers["listing"] = [Failure(ErrorClass.NOT_FOUND, "No such shop.")]
+    publication = deliver(publish())
+    assert (publication.status, publication.error_code) == ("publish_failed", "not_found")
+    assert publications.retry_publication(publication=publication)
+    assert deliver(publication).status == "published"
+    assert channel.calls.count("product") == 1
+    assert publication.remote_ids["product_id"] == "product-1"
 
 
 # --- deliveries that die ------------------------------------------------------------------------
@@ -573,6 +635,25 @@ def test_a_lost_message_is_sent_again_and_is_no_crash(channel, sent):
     assert len([name for name, _ in sent if name == "publish.deliver"]) == 3
 
 
+def test_messages_do_not_pile_up_while_nobody_takes_them(
+    channel, monkeypatch, django_capture_on_commit_callbacks
+):
+    kept = []
+
+    def keep(*args, expires=None, **options):
+        kept.append(expires)
+
+    monkeypatch.setattr(app, "send_task", keep)
+    monkeypatch.setattr(publisher.deliver, "apply_async", keep)
+    channel.answers["product"] = [AWAY]
+    publication = publish()
+    sweeper.publish_due()
+    with django_capture_on_commit_callbacks(execute=True):
+        deliver(publication)
+    assert publication.status == "publishing"
+    assert kept == [900, 900]
+
+
 def test_without_a_broker_nothing_is_moved(channel, monkeypatch):
     publication = publish()
 
@@ -637,6 +718,26 @@ def test_an_image_that_is_deleted_meanwhile_ends_it_and_keeps_its_ids(channel):
     assert publication.image_id is None
 
 
+def test_what_is_on_sale_already_is_seen_through_without_its_image(channel):
+    channel.answers["listing"] = [AWAY]
+    publication = deliver(publish())
+    Image.objects.all().delete()
+    deliver(publication)
+    assert (publication.status, publication.remote_url) == ("published", "https://shop.example/1")
+
+
+@pytest.mark.parametrize(("lost", "status"), [("publish", "published"), ("product", None)])
+def test_a_lost_call_is_looked_up_without_its_image_too(lost, status, channel):
+    channel.answers[lost] = [LOST]
+    publication = deliver(publish())
+    Image.objects.all().delete()
+    deliver(publication)
+    assert channel.calls.count(lost) == 1
+    assert publication.remote_ids["product_id"] == "product-1"
+    assert publication.status == (status or "publish_failed")
+    assert publication.error_code == ("" if status else "image_deleted")
+
+
 def test_without_an_account_it_fails(channel):
     publication = publish()
     ChannelAccount.objects.all().delete()
@@ -664,12 +765,37 @@ def test_an_account_is_never_used_beyond_its_limits(channel):
     waiting = [one for one in rest if one.status == "publishing"]
     assert len(waiting) == 3
     assert all(one.remote_ids["product_id"] and one.retry_count == 0 for one in waiting)
-    assert all(90 < waits_s(one) < 140 for one in waiting)
+    # 100 seconds for each that waits, spread over the turns of all of them.
+    assert all(90 < waits_s(one) < 510 for one in waiting)
     passed = timedelta(seconds=101)
     ChannelAccount.objects.update(refilled_at=F("refilled_at") - passed)
     for publication in waiting:
         deliver(publication)
     assert channel.calls.count("publish") == 3
+
+
+def test_what_waits_for_one_account_does_not_come_back_all_at_once(channel):
+    channel.limits = Limits(calls_per_minute=60_000, publications=8, publications_window_s=600)
+    publication = publish()
+    others = [publish(approved_of(publication.owner)) for _ in range(20)]
+    ChannelAccount.objects.update(publish_tokens=0, call_tokens=9_000, refilled_at=Now())
+    for one in (publication, *others):
+        deliver(one)
+    waits = sorted(waits_s(one) for one in (publication, *others))
+    # 100 seconds for each of 21, within 600 seconds at most.
+    assert waits[0] > 60
+    assert 300 < waits[-1] < 701
+    assert all(sum(start <= one < start + 20 for one in waits) < 10 for start in waits)
+
+
+def test_nobody_waits_longer_for_others_than_a_look(channel, monkeypatch):
+    channel.limits = Limits(calls_per_minute=60_000, publications=1, publications_window_s=60)
+    monkeypatch.setattr(publications, "waiting_count", lambda account: 1_000)
+    monkeypatch.setattr(publisher.random, "random", lambda: 1.0)
+    publication = publish()
+    ChannelAccount.objects.update(publish_tokens=0, call_tokens=9_000, refilled_at=Now())
+    deliver(publication)
+    assert 600 < waits_s(publication) < 700
 
 
 def test_calls_are_counted_as_well(channel):
@@ -738,6 +864,44 @@ def test_of_large_pictures_one_is_sent_at_a_time(channel, monkeypatch):
     assert (first.status, seen) == ("published", ["publishing"])
     assert second.attempts.count() == 0
     assert deliver(second).status == "published"
+
+
+def test_a_large_picture_that_waits_takes_nothing_of_the_limits(channel, monkeypatch):
+    monkeypatch.setattr(publisher, "LARGE_BYTES", 10)
+    first = publish()
+    second = publish(approved_of(first.owner))
+    seen = []
+
+    def meanwhile():
+        before = ChannelAccount.objects.values().get()
+        deliver(second)
+        seen.append(ChannelAccount.objects.values().get() == before)
+
+    channel.during["upload"] = meanwhile
+    deliver(first)
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp"])
+def test_only_what_sends_a_large_picture_waits_for_others(image_format, channel, monkeypatch):
+    monkeypatch.setattr(publisher, "LARGE_BYTES", 10)
+    channel.answers["product"] = [AWAY]
+    uploaded = deliver(publish(approved(image_format)))
+    seen = []
+    channel.during["upload"] = lambda: seen.append(deliver(uploaded).status)
+    deliver(publish(approved_of(uploaded.owner)))
+    assert seen == ["published"]
+
+
+def test_what_may_become_large_by_being_converted_is_sent_alone(channel, monkeypatch):
+    image = approved("webp")
+    Image.objects.filter(pk=image.pk).update(width=2_000, height=2_000)
+    first = publish(image)
+    second = publish(approved_of(first.owner))
+    Image.objects.filter(pk=second.image_id).update(size_bytes=publisher.LARGE_BYTES + 1)
+    channel.during["upload"] = lambda: deliver(second)
+    deliver(first)
+    assert (first.status, second.attempts.count()) == ("published", 0)
 
 
 def test_with_s3_a_channel_is_given_an_address_of_the_bucket(channel, settings, monkeypatch):

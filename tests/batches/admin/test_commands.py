@@ -12,7 +12,7 @@ from batches import lifecycle
 from batches.admin import commands
 from batches.admin.batches import BatchAdmin
 from batches.admin.commands import CommandAdmin
-from batches.models import Alert, AlertCode, Batch, Generation, Lane
+from batches.models import Alert, AlertCode, Batch, Generation, Lane, Publication
 from batches.scheduling import admit
 from tests.batches.admin.support import (
     MODELS,
@@ -37,7 +37,7 @@ from tests.batches.admin.support import (
     status_of,
     statuses,
 )
-from tests.factories import make_batch, make_generation, make_user
+from tests.factories import make_batch, make_generation, make_image, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -118,6 +118,20 @@ def test_deleting_batches_asks_first_and_is_noted(operator):
     entry = LogEntry.objects.get()
     assert (entry.action_flag, entry.object_id) == (DELETION, str(batch.pk))
     assert broken() == []
+
+
+def test_what_is_being_published_is_not_deleted_and_told(operator):
+    batch, other, single = make_batch(size=1), make_batch(), make_generation()
+    for generation in (batch.generations.get(), single):
+        image = make_image(generation)
+        Publication.objects.create(
+            owner=image.owner, image=image, channel="printify", product_type="mug", title="A fox"
+        )
+    why = "one of its images is being published"
+    messages = confirm(operator, list_url(Batch), "delete", [batch, other])
+    assert messages == ["1 batch deleted.", f"Not deleted: {label(batch)} ({why})."]
+    messages = confirm(operator, list_url(Generation), "delete", [single])
+    assert messages == [f"Not deleted: {label(single)} ({why})."]
 
 
 def test_a_deleted_batch_that_still_runs_stays_visible_and_takes_no_more_commands(operator):

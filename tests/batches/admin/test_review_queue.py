@@ -104,6 +104,7 @@ def test_what_somebody_else_has_decided_about_stays(operator):
         ("approve", ["nonsense"], ""),
         ("approve", [str(uuid.uuid4()) for _ in range(61)], ""),
         ("approve", None, "x" * 501),
+        ("reject", None, "a\0b"),
         ("something", None, ""),
         ("", None, ""),
         ("approve", [], ""),

@@ -120,7 +120,8 @@ def test_a_range_and_filters_can_be_asked_for(api, batch):
         ({"from": "2024-01-01T00:00:00Z", "to": "2025-06-01T00:00:00Z"}, "from", "range_too_long"),
         ({"to": "0001-01-02T00:00:00Z"}, "to", "out_of_range"),
         ({"batch": "nonsense"}, "batch", "invalid"),
-        ({"models": MODEL}, "models", "unknown_field"),
+        ({"models": MODEL}, "models", "unknown_parameter"),
+        ({"model": " "}, "model", "blank"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(asked, field, code, api):

@@ -108,7 +108,25 @@ def test_bytes_that_are_no_text_are_no_error_of_ours(name, raw, api, batch):
 @pytest.mark.parametrize("path", ["batch", "images"])
 def test_a_parameter_that_nobody_knows_is_refused(path, api, batch):
     answer = api.get({"batch": of(batch), "images": EXPORT}[path], {"name": "{index}"})
-    assert invalid(answer)["name"][0] == "unknown_field"
+    assert invalid(answer)["name"][0] == "unknown_parameter"
+    if path == "images":
+        known = {"ids", "names", "q", "tag", "review_status", "batch", "order"}
+        assert set(answer.json()["errors"][0]["allowed"]) >= known
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "code"),
+    [
+        ({"q": "the"}, "q", "no_words"),
+        ({"q": " "}, "q", "blank"),
+        ({"batch": "\t"}, "batch", "blank"),
+        ({"model": " "}, "model", "blank"),
+        ({"names": " "}, "names", "blank"),
+        ({"ids": " "}, "ids.0", "invalid"),
+    ],
+)
+def test_what_asks_for_nothing_is_not_everything(asked, field, code, api, batch):
+    assert invalid(api.get(EXPORT, asked))[field][0] == code
 
 
 def test_without_images_there_is_no_zip(api, owner):

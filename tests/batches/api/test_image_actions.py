@@ -261,6 +261,22 @@ def test_a_batch_of_somebody_else_is_not_there(api, images):
     assert not Image.objects.filter(is_saved=True).exists()
 
 
+def test_a_filter_by_what_is_somebody_elses_is_not_there(api, owner, images):
+    foreign = make_image(make_batch(make_user(), size=1).generations.get())
+    for name, pk in (
+        ("batch", foreign.generation.batch_id),
+        ("generation", foreign.generation_id),
+        ("batch", uuid.uuid4()),
+        ("generation", uuid.uuid4()),
+    ):
+        body = {"action": "delete", "filter": {name: str(pk)}}
+        problem(api.post(ACTIONS, body), 404, "not_found")
+        assert ids(api.get(IMAGES, {name: pk})) == []
+    assert Image.objects.count() == 4
+    empty = {"batch": str(make_batch(owner).pk)}
+    assert outcomes(api.post(ACTIONS, {"action": "delete", "filter": empty}), "delete") == []
+
+
 def test_what_the_gallery_finds_is_worked_on(api, owner, images):
     fox = make_image(make_generation(owner, prompt="a fox"), image_format="webp")
     make_image(make_generation(make_user(), prompt="a fox"))
@@ -330,6 +346,10 @@ ONE = str(uuid.uuid4())
         ({"action": "save", "filter": {"saved": "no"}}, "filter.saved", "invalid"),
         ({"action": "save", "filter": {"tags": ["a\tb"]}}, "filter.tags.0", "control"),
         ({"action": "save", "filter": {"q": ""}}, "filter.q", "blank"),
+        ({"action": "delete", "filter": {"q": " "}}, "filter.q", "blank"),
+        ({"action": "delete", "filter": {"q": "the"}}, "filter.q", "no_words"),
+        ({"action": "delete", "filter": {"q": '"'}}, "filter.q", "no_words"),
+        ({"action": "delete", "filter": {"q": "&|!()", "saved": False}}, "filter.q", "no_words"),
         ({"action": "save", "filter": {"review_status": []}}, "filter.review_status", "empty"),
         (
             {"action": "save", "filter": {"created_after": "2026-01-01"}},
@@ -382,3 +402,15 @@ def test_five_hundred_images_take_as_many_queries_as_one(
         with django_assert_num_queries(6):
             answer = api.post(ACTIONS, {"action": "approve", "ids": chosen})
         assert outcomes(answer, "approve") == ["done"] * len(chosen)
+
+
+def test_a_search_takes_as_many_queries_for_any_number_of_images(
+    api, owner, django_assert_num_queries
+):
+    for count in (1, 9):
+        for _ in range(count):
+            make_image(make_generation(owner, prompt="a fox"))
+        # One of them asks whether there is a word in it.
+        with django_assert_num_queries(8):
+            answer = api.post(ACTIONS, {"action": "approve", "filter": {"q": "fox"}})
+        assert outcomes(answer, "approve").count("done") == count

@@ -290,6 +290,8 @@ def test_the_gallery_finds_what_is_asked_for(asked, names, api, shelf):
     [
         ("review_status", "good"),
         ("review_status", "approved,good"),
+        ("review_status", ","),
+        ("review_status", "approved,"),
         ("saved", "yes"),
         ("saved", "True "),
         ("tag", "x" * 51),
@@ -307,6 +309,20 @@ def test_the_gallery_finds_what_is_asked_for(asked, names, api, shelf):
 )
 def test_what_the_gallery_does_not_understand_is_refused(name, value, api):
     assert invalid(api.get(IMAGES, {name: value})).keys() == {name}
+
+
+@pytest.mark.parametrize("q", ["the", "-", '"', "&|!()", "the of", "-the", "a or the", "!!!"])
+def test_a_search_for_no_word_does_not_find_everything(q, api, shelf):
+    assert invalid(api.get(IMAGES, {"q": q})) == {
+        "q": ("no_words", "Holds no word that can be searched for.")
+    }
+    assert invalid(api.get(IMAGES, {"q": q, "saved": "true"})).keys() == {"q"}
+
+
+def test_a_search_may_be_for_what_is_not_there(api, shelf):
+    assert ids(api.get(IMAGES, {"q": "-fox"})) == [shelf["owl"]]
+    assert ids(api.get(IMAGES, {"q": "the -fox"})) == [shelf["owl"]]
+    assert ids(api.get(IMAGES, {"q": "the owl"})) == [shelf["owl"]]
 
 
 @pytest.mark.parametrize("order", ["newest", "oldest"])
@@ -336,8 +352,9 @@ def test_the_gallery_is_walked_forward_and_back(order, asked, api, owner):
     [
         ({}, 2),
         ({"saved": "false"}, 2),
-        ({"q": "lighthouse", "page_size": 3}, 2),
-        ({"q": "lighthouse", "page_size": 100}, 3),
+        # One of them asks whether there is a word in it.
+        ({"q": "lighthouse", "page_size": 3}, 3),
+        ({"q": "lighthouse", "page_size": 100}, 4),
         ({"tag": "none"}, 3),
     ],
 )

@@ -203,17 +203,39 @@ def test_lists_are_filtered_by_one_status_or_several(path, api, owner):
 
 
 @pytest.mark.parametrize("path", [BATCHES, GENERATIONS])
-@pytest.mark.parametrize("status", ["nonsense", "failed,nonsense", "FAILED", "\x00", "failed;x"])
+@pytest.mark.parametrize(
+    "status",
+    ["nonsense", "failed,nonsense", "FAILED", "\x00", "failed;x", ",", "failed,", ",,failed", ", "],
+)
 def test_an_unknown_status_is_refused(path, status, api):
     assert invalid(api.get(path, {"status": status})).keys() == {"status"}
+
+
+BLANK = ("", " ", "\t", " \n ", "\u3000")
 
 
 @pytest.mark.parametrize("name", ["status", "batch", "model", "created_after"])
 def test_a_filter_without_a_value_is_refused_and_does_not_list_everything(name, api, owner):
     make_generation(owner)
-    for values in ("", ["", ""]):
-        refused = invalid(api.get(GENERATIONS, {name: values}))
+    for value in BLANK:
+        refused = invalid(api.get(GENERATIONS, {name: value}))
         assert refused == {name: ("blank", "May not be empty.")}
+
+
+@pytest.mark.parametrize("blank", BLANK)
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (BATCHES, "created_before"),
+        *((IMAGES, name) for name in ("q", "batch", "generation", "model", "format", "saved")),
+        *((IMAGES, name) for name in ("tag", "order", "review_status", "created_after")),
+        *(("/api/v1/publications/", name) for name in ("status", "channel", "image")),
+        ("/api/v1/references/", "created_after"),
+        *(("/api/images", name) for name in ("status", "batch_id")),
+    ],
+)
+def test_no_filter_of_spaces_is_as_good_as_none(path, name, blank, api):
+    assert invalid(api.get(path, {name: blank})) == {name: ("blank", "May not be empty.")}
 
 
 @pytest.mark.parametrize("path", LISTS)

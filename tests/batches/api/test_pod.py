@@ -296,14 +296,21 @@ def test_another_users_image_is_not_there(act, api):
         problem(api.post(f"/api/{act}/{pk}", PRODUCT), 404, "not_found")
 
 
-def test_a_single_image_is_started(post):
+def test_a_single_image_is_started(post, api):
     answer = post(
         START, {"prompt": "a fox", "model_id": SDXL, "width": 1024, "height": 1024, "cfg_scale": 4}
     )
     assert answer.status_code == 202
     generation = Generation.objects.get()
-    assert answer.json() == {"generation_id": str(generation.pk), "status": "processing"}
-    assert answer["Location"] == f"http://testserver/api/v1/generations/{generation.pk}/"
+    started = {
+        "generation_id": str(generation.pk), "status": "processing", "image": None, "error": None
+    }  # fmt: skip
+    assert answer.json() == started
+    assert answer["Location"] == f"http://testserver/functions/v1/generations/{generation.pk}"
+    assert api.get(answer["Location"]).json() == started
+    image = make_image(generation)
+    ended = api.get(answer["Location"]).json()
+    assert (ended["status"], ended["image"]["id"]) == ("completed", str(image.pk))
     assert generation.settings["guidance_scale"] == 4
     assert generation.batch_id is None
 

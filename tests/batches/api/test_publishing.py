@@ -261,7 +261,7 @@ def test_a_second_time_it_answers_with_what_is_there(api, account, image):
 
 def test_one_that_failed_is_tried_again_as_it_is_asked_for_now(api, account, image):
     publication = publish(api, image)
-    fail(publication, error_message="No.", remote_ids={"product_id": "p"}, retry_count=3)
+    fail(publication, error_message="No.", remote_ids={"shop_id": "7"}, retry_count=3)
     again = api.post(publish_path(image), {**WANTED, "title": "Another"})
     assert again.status_code == 202
     body = again.json()
@@ -271,7 +271,41 @@ def test_one_that_failed_is_tried_again_as_it_is_asked_for_now(api, account, ima
         "Another",
         None,
     )
-    assert (body["remote_ids"], body["version"]) == ({"product_id": "p"}, publication.version + 1)
+    assert (body["remote_ids"], body["version"]) == ({"shop_id": "7"}, publication.version + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/api/v1/images/{}/publish/", "id"), ("/api/publish/{}", "image_id"), (PUBLICATIONS, None)],
+)
+def test_a_product_that_cannot_be_changed_is_retried_as_it_is_only(
+    path, field, api, account, image, nothing_happens
+):
+    publication = publish(api, image)
+    fail(publication, remote_ids={"product_id": "p"})
+    ids = {} if field else {"image_ids": [str(image.pk)]}
+    with nothing_happens():
+        answer = api.post(path.format(image.pk), {**WANTED, **ids, "title": "Another"})
+    assert invalid(answer)[field or "image_ids.0"][0] == "already_made"
+    assert api.post(path.format(image.pk), {**WANTED, **ids}).status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/api/v1/images/{}/publish/", "/api/publish/{}", PUBLICATIONS])
+def test_a_title_holds_no_placeholder_but_the_number(path, api, account, image):
+    ids = {"image_ids": [str(image.pk)]} if path == PUBLICATIONS else {}
+    answer = api.post(path.format(image.pk), {**WANTED, **ids, "title": "A {animal} {index}"})
+    assert invalid(answer)["title"][0] == "unknown_placeholder"
+    answer = api.post(path.format(image.pk), {**WANTED, **ids, "title": "{{A}} fox {index}"})
+    assert answer.status_code == 202
+    assert Publication.objects.get().title == "{A} fox 1"
+
+
+@pytest.mark.parametrize("price", [-1, "-1", "1e3", 12.5, True, "", "1234567"], ids=repr)
+def test_a_price_that_is_none_is_told_the_bounds(price, api, account, image):
+    (error,) = api.post(publish_path(image), {**WANTED, "price_usd": price}).json()["errors"]
+    assert (error["field"], error["code"]) == ("price_usd", "invalid")
+    assert '"0.01"' in error["detail"]
+    assert '"99999.99"' in error["detail"]
 
 
 def test_one_image_may_be_at_every_channel(api, account, image):
@@ -291,6 +325,7 @@ def test_one_image_may_be_at_every_channel(api, account, image):
         ({"title": "x" * 201}, "title", "max_length"),
         ({"price_usd": 12.5}, "price_usd", "invalid"),
         ({"price_usd": "0.00"}, "price_usd", "min_value"),
+        ({"price_usd": "100000"}, "price_usd", "max_value"),
         ({"price_usd": "1e3"}, "price_usd", "invalid"),
         ({"price_usd": "NaN"}, "price_usd", "invalid"),
         ({"tags": ["a", "a"]}, "tags", "duplicate"),
@@ -493,9 +528,22 @@ def test_a_deleted_batch_leaves_its_publications(api, account, owner):
     image = make_image(make_batch(owner, size=1).generations.get())
     approve(image)
     publication = publish(api, image)
-    assert api.delete(f"/api/v1/batches/{image.generation.batch_id}/").status_code == 204
+    batch = f"/api/v1/batches/{image.generation.batch_id}/"
+    problem(api.delete(batch), 409, "being_published")
+    assert api.get(batch).status_code == 200
+    end(publication)
+    assert api.delete(batch).status_code == 204
     publication.refresh_from_db()
     assert publication.image_id is None
+
+
+def test_a_single_generation_is_kept_while_its_image_is_being_published(api, account, image):
+    publication = publish(api, image)
+    path = f"/api/v1/generations/{image.generation_id}/"
+    problem(api.delete(path), 409, "being_published")
+    end(publication)
+    assert api.delete(path).status_code == 204
+    problem(api.delete(path), 404, "not_found")
 
 
 # --- trying again -------------------------------------------------------------------------------

@@ -1,9 +1,18 @@
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
 from batches.models import Batch, Generation, Lane
-from tests.batches.api.support import BATCHES, DEV, LIGHTNING, SCHNELL, SDXL, client_of
+from tests.batches.api.support import (
+    BATCHES,
+    DEV,
+    LIGHTNING,
+    SCHNELL,
+    SDXL,
+    client_of,
+    invalid,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -267,3 +276,64 @@ def test_submitting_takes_as_many_queries_for_25_prompts_as_for_one(api, django_
     for count in (1, 25):
         with django_assert_num_queries(7):
             assert api.post(BATCHES, {"prompt": "a fox", "count": count}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("start_at", "moment"),
+    [
+        ("2999-01-01T09:30:00Z", datetime(2999, 1, 1, 9, 30, tzinfo=UTC)),
+        ("2999-01-01t09:30:00z", datetime(2999, 1, 1, 9, 30, tzinfo=UTC)),
+        ("2999-01-01T09:30:00+02:30", datetime(2999, 1, 1, 7, tzinfo=UTC)),
+        ("2999-01-01T09:30:00-00:00", datetime(2999, 1, 1, 9, 30, tzinfo=UTC)),
+        ("2999-01-01T09:30:00.5Z", datetime(2999, 1, 1, 9, 30, 0, 500_000, tzinfo=UTC)),
+        ("2999-01-01T09:30:00.123456789Z", datetime(2999, 1, 1, 9, 30, 0, 123_456, tzinfo=UTC)),
+    ],
+)
+def test_a_time_to_start_is_one_of_rfc_3339(start_at, moment, api):
+    answer = api.post(BATCHES, {"prompt": "a fox", "start_at": start_at})
+    assert answer.status_code == 202, answer.content
+    assert Batch.objects.get().start_at == moment
+
+
+@pytest.mark.parametrize(
+    ("start_at", "code"),
+    [
+        ("2999-W01-1T09:30:00Z", "invalid"),
+        ("29990101T093000Z", "invalid"),
+        ("2999-01-01T093000Z", "invalid"),
+        ("2999-01-01T09:30Z", "invalid"),
+        ("2999-01-01T09:30:00+0200", "invalid"),
+        ("2999-01-01T09:30:00+02", "invalid"),
+        ("2999-01-01T09:30:00+02:00:01", "invalid"),
+        ("2999-01-01T09:30:00,5Z", "invalid"),
+        ("2999-01-01T09:30:00.Z", "invalid"),
+        ("2999-01-01T24:00:00Z", "invalid"),
+        ("2999-01-01T09:30:00+24:00", "invalid"),
+        ("2999-02-29T09:30:00Z", "invalid"),
+        ("2999-13-01T09:30:00Z", "invalid"),
+        ("2999-1-1T09:30:00Z", "invalid"),
+        (" 2999-01-01T09:30:00Z", "invalid"),
+        ("2999-01-01T09:30:00Z\n", "invalid"),
+        ("2999-01-01x09:30:00Z", "invalid"),
+        ("\N{FULLWIDTH DIGIT TWO}999-01-01T09:30:00Z", "invalid"),
+        ("9999-12-31T23:59:59-23:59", "invalid"),
+        ("9" * 5_000, "invalid"),
+        (32_472_144_000, "invalid"),
+        ("2999-01-01T09:30:00", "no_offset"),
+        ("2999-01-01", "no_offset"),
+    ],
+)
+def test_a_time_to_start_that_is_none_of_rfc_3339_is_refused(start_at, code, api):
+    answer = api.post(BATCHES, {"prompt": "a fox", "start_at": start_at})
+    ((place, (told, _)),) = invalid(answer).items()
+    assert (place, told) == ("start_at", code)
+    assert not Batch.objects.exists()
+
+
+def test_a_batch_that_starts_later_is_not_waited_for(api):
+    body, headers = {"prompt": "a fox"}, {"Prefer": "wait=60"}
+    assert "X-Picture-Wait" in api.post(BATCHES, body, headers=headers)
+    later = {**body, "start_at": "2999-01-01T00:00:00Z"}
+    answer = api.post(BATCHES, later, headers=headers)
+    assert (answer.status_code, answer.json()["status"]) == (202, "scheduled")
+    assert "X-Picture-Wait" not in answer

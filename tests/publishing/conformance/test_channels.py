@@ -11,7 +11,7 @@ import pytest
 from generation.http import HttpClient
 from generation.provider import ErrorClass, Failure
 from publishing.channel import Account, Done, NotThere
-from publishing.channels import printify
+from publishing.channels import CHANGES_PRODUCT, printify
 from publishing.products import product_types
 from tests.faults.proxy import TcpProxy
 from tests.publishing.conformance.harness import (
@@ -25,6 +25,12 @@ from tests.publishing.conformance.harness import (
 )
 
 every = pytest.mark.parametrize("facts", FACTS, indirect=True, ids=lambda facts: facts.name)
+every_changing = pytest.mark.parametrize(
+    "facts",
+    [facts for facts in FACTS if facts.name in CHANGES_PRODUCT],
+    indirect=True,
+    ids=lambda facts: facts.name,
+)
 every_creating_step = pytest.mark.parametrize(
     ("facts", "step_name"),
     CREATING,
@@ -275,6 +281,17 @@ class TestTheChannelItself:
             item = replace(item, remote_ids=kept)
             assert till_the_end() is None
         assert len(harness.products()) == 1
+
+
+class TestAProductThatIsAskedForOtherwise:
+    @every_changing
+    def test_is_changed_where_the_channel_says_so(self, harness: Harness) -> None:
+        item = harness.item()
+        first = publish(harness, item)
+        second = publish(harness, replace(item, title="Another cat", price_usd=Decimal("3.50")))
+        (product,) = harness.products()
+        assert product["title"] == "Another cat"
+        assert second.url == first.url
 
 
 class TestNetwork:
