@@ -183,7 +183,14 @@ def chosen_port(given: Mapping[str, str]) -> int | None:
 
 def free_port(preferred: int = 0) -> int:
     """Return a TCP port of the loopback address that is free now, the preferred one if it is."""
-    return preferred if preferred and port_is_free(preferred) else _bind(0)
+    if preferred and port_is_free(preferred):
+        return preferred
+    # Below those that the kernel gives to clients: one of these might take it before its server.
+    return next(port for port in iter(_any_port, 0) if port_is_free(port))
+
+
+def _any_port() -> int:
+    return secrets.choice(range(20_000, 32_000))
 
 
 def port_is_free(port: int) -> bool:
