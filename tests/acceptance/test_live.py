@@ -28,6 +28,7 @@ def follow(stack):
     yield connect
     for one in opened:
         one.close()
+        one.shutdown()  # which it leaves to others when the server has closed first
 
 
 def told(follower):
@@ -83,7 +84,7 @@ def test_others_and_strangers_are_told_nothing(stack, new_client, simulator, fol
     url = f"{stack.url.replace('http', 'ws', 1)}{path}"
     stranger = websocket.create_connection(url, timeout=30)
     assert closed_with(stranger) == 4401
-    stranger.close()
+    stranger.shutdown()
     with pytest.raises(websocket.WebSocketBadStatusException):
         websocket.create_connection(f"{stack.url.replace('http', 'ws', 1)}/ws/", timeout=30)
     client.finished(batch)
