@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from celery import Task, shared_task
 from django.conf import settings
 from django.core.files.storage import default_storage
-from django.db import InterfaceError, OperationalError, transaction
+from django.db import transaction
 from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
@@ -38,6 +38,7 @@ from generation.provider import ErrorClass, Failure, InputFile
 from publishing import products
 from publishing.channel import Channel, Done, Item, Pending, Step
 from worker import heartbeat, sweeper
+from worker.retries import DATABASE_AWAY, DATABASE_GONE, DATABASE_RETRY_S, JITTER, backoff_s
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ WITHOUT_EFFECT = (
 )
 # The shortest and the longest wait that a channel may impose on us, and the one if it names none.
 MIN_BLOCK_S, MAX_BLOCK_S, BLOCK_S = 1.0, 1_800.0, 10.0
-JITTER, MAX_SPREAD_S = 0.25, 60.0
+MAX_SPREAD_S = 60.0
 # Between two looks at what a channel is still at: a tenth of the time so far, within bounds.
 MIN_LOOK_S, LOOK_S, MAX_LOOK_S = 0.5, 5.0, 600.0
 # A wait up to this has a message of its own, beside the sweep's.
@@ -83,14 +84,6 @@ AS_THEY_ARE = ("png", "jpeg")
 PNG_PIXEL_BYTES = 4
 
 BROKER_GONE = (BrokerError, RedisError)
-DATABASE_GONE = (OperationalError, InterfaceError)
-DATABASE_RETRY_S = 2.0
-DATABASE_AWAY: dict[str, Any] = {
-    "autoretry_for": DATABASE_GONE,
-    "retry_backoff": True,
-    "retry_backoff_max": 30,
-    "max_retries": None,
-}
 
 _room = threading.BoundedSemaphore(ROOM)
 # Pictures are decoded one at a time: each may take the memory of all its pixels.
@@ -338,7 +331,7 @@ def _later_or_never(
         is_unknown = is_find or error_class == ErrorClass.TIMEOUT_UNKNOWN
         _fail(work, OUTCOME_UNKNOWN if is_unknown else error_class, failure.message)
         return
-    own_s = delays[publication.retry_count] * (1 + JITTER * random.random())
+    own_s = backoff_s(publication.retry_count, delays=delays, rand=random.random)
     asked_s = min(failure.retry_after_s or 0.0, MAX_BLOCK_S)
     _put_off(task, work, max(own_s, asked_s, least_s), counts=True)
 

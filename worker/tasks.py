@@ -14,7 +14,7 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import ROUND_HALF_UP, Decimal
@@ -26,7 +26,7 @@ from celery.exceptions import Ignore
 from django.conf import settings
 from django.core.files import File
 from django.core.files.base import ContentFile
-from django.db import IntegrityError, InterfaceError, OperationalError
+from django.db import IntegrityError
 
 from batches import cleanup, lifecycle, pools, scheduling, wake
 from batches.catalogue import get_model
@@ -57,6 +57,7 @@ from generation.provider import (
 from generation.renditions import Resize
 from worker import canvas, heartbeat, looks, sweeper
 from worker.providers import callback_url, can_make, get_provider
+from worker.retries import DATABASE_AWAY, DATABASE_GONE, DATABASE_RETRY_S, JITTER, backoff_s
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,6 @@ RETRY_RULES: dict[ErrorClass, RetryRule] = {
 }
 # The shortest and the longest wait that a provider may impose on us in one answer.
 MIN_BLOCK_S, MAX_BLOCK_S = 1.0, 300.0
-JITTER = 0.25
 # Outputs are gone within an hour, so the same one is fetched again quickly, and then no more.
 FETCH_DELAYS_S = (0.5, 2.0, 5.0, 15.0)
 # A file that is no image may have been cut off on its way: fetching again costs nothing.
@@ -124,11 +124,6 @@ MIN_CANCEL_AFTER_S = 5
 # What amounts of money are kept to.
 SMALLEST_USD, MOST_USD = Decimal("0.000001"), Decimal(10_000)
 SUBMISSION_UNKNOWN = "submission_unknown"
-
-
-def backoff_s(retry: int, *, delays: list[float], rand: Callable[[], float]) -> float:
-    """Seconds before retry number `retry`, from 0: as configured, and up to a quarter more."""
-    return delays[retry] * (1 + JITTER * rand())
 
 
 def _retry(work: AtWork, failure: Failure, *, has_run: bool) -> tuple[bool, bool, float]:
@@ -234,19 +229,6 @@ def _fall_back(work: AtWork, attempt: Attempt, failure: Failure) -> None:
     ):
         logger.warning("generation %s: is now made by %s", generation.pk, detour.way["model"])
         raise Ignore
-
-
-# --- A database that is away --------------------------------------------------------------------
-
-# A restart of the database puts a task off; only the rows know how far it had come.
-DATABASE_GONE = (OperationalError, InterfaceError)
-DATABASE_RETRY_S = 2.0
-DATABASE_AWAY: dict[str, Any] = {
-    "autoretry_for": DATABASE_GONE,
-    "retry_backoff": True,
-    "retry_backoff_max": 30,
-    "max_retries": None,
-}
 
 
 # --- Admission ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from generation.provider import ErrorClass, Failure, Prediction, PredictionStatu
 from tests.factories import make_batch, make_generation, make_reference, make_user, new_generation
 from worker import looks, providers, sweeper, tasks
 from worker.providers import FACTORIES, get_provider, http_client
+from worker.retries import DATABASE_RETRY_S, backoff_s
 
 pytestmark = pytest.mark.django_db
 
@@ -530,8 +531,8 @@ def test_the_sweep_finalises_a_batch_whose_chord_was_lost(provider):
 def test_backoff_is_never_shorter_than_configured_and_at_most_a_quarter_longer():
     delays = [5.0, 15.0, 30.0]
     for retry, base in enumerate(delays):
-        assert tasks.backoff_s(retry, delays=delays, rand=lambda: 0.0) == base
-        assert tasks.backoff_s(retry, delays=delays, rand=lambda: 1.0) == base * 1.25
+        assert backoff_s(retry, delays=delays, rand=lambda: 0.0) == base
+        assert backoff_s(retry, delays=delays, rand=lambda: 1.0) == base * 1.25
 
 
 def test_the_first_look_is_when_it_usually_is_done():
@@ -1150,7 +1151,7 @@ def test_a_database_that_goes_away_midway_puts_the_next_turn_off(provider, monke
             run(member)
     ((args, countdown),) = asked
     assert args == (str(generation.pk), str(member.lease_id), Lease.objects.get().turn)
-    assert countdown == tasks.DATABASE_RETRY_S
+    assert countdown == DATABASE_RETRY_S
 
 
 # --- Another provider ---------------------------------------------------------------------------
