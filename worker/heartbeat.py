@@ -92,5 +92,8 @@ def _beat() -> None:
                 renew(turns)
         except Error as error:
             logger.warning("cannot prolong %d leases: %s", sum(map(len, held.values())), error)
+        except Exception:
+            # Whatever it is, it must not end all signs of life of this process for good.
+            logger.exception("cannot prolong %d leases", sum(map(len, held.values())))
         finally:
             connection.close()
