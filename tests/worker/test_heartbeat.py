@@ -61,14 +61,15 @@ def test_the_end_of_an_earlier_turn_does_not_end_a_later_one(work):
         assert heartbeat._turns == {work.lease_id: 2}
 
 
-def test_a_database_that_is_away_does_not_end_the_heartbeat(work, monkeypatch):
+@pytest.mark.parametrize("error", [OperationalError("gone"), RuntimeError("nobody expected this")])
+def test_an_error_does_not_end_the_heartbeat(work, monkeypatch, error):
     renew = type(Lease.objects.all()).renew
     calls = []
 
     def away_at_first(self, turns):
         calls.append(turns)
         if len(calls) == 1:
-            raise OperationalError("gone")
+            raise error
         renew(self, turns)
 
     monkeypatch.setattr(type(Lease.objects.all()), "renew", away_at_first)
