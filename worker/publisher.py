@@ -29,9 +29,9 @@ from kombu.exceptions import OperationalError as BrokerError
 from redis.exceptions import RedisError
 
 from batches import publications
-from batches.api.files import URL_LIFETIME_S, signed_url
 from batches.models import CallOutcome, Image, PublicationAttempt
 from batches.publications import Work
+from batches.signing import URL_LIFETIME_S, signed_url
 from generation import images
 from generation.http import HttpClient
 from generation.provider import ErrorClass, Failure, InputFile

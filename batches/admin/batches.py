@@ -20,7 +20,6 @@ from batches.admin.commands import (
     CommandAdmin,
     Rows,
 )
-from batches.api.files import signed_url
 from batches.models import (
     GENERATION_RETRYABLE,
     Attempt,
@@ -31,6 +30,7 @@ from batches.models import (
     Publication,
     Review,
 )
+from batches.signing import signed_url
 
 GALLERY_SIZE = 30
 INLINE_ATTEMPTS = 20

@@ -6,8 +6,8 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 
 from batches.admin import lists, show
-from batches.api.files import signed_url
 from batches.models import Generation, Reference
+from batches.signing import signed_url
 
 GENERATIONS_SHOWN = 20
 

@@ -14,8 +14,8 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from batches.api.files import signed_url
 from batches.models import Image
+from batches.signing import signed_url
 
 EMPTY = "-"
 HIDDEN = "[token]"  # in the place of a secret

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.core.files.storage import default_storage
-from django.core.signing import BadSignature, TimestampSigner
 from django.db.models import QuerySet
 from django.db.models.fields.files import FieldFile
 from django.http import FileResponse, Http404, HttpResponseRedirect
@@ -22,8 +21,8 @@ from rest_framework.request import Request
 
 from batches.api.parameters import StrictView, takes
 from batches.models import Image, Reference
+from batches.signing import URL_LIFETIME_S, is_signed
 
-URL_LIFETIME_S = 300
 CACHE_CONTROL = f"private, max-age={URL_LIFETIME_S}"
 RENDITION_FORMAT = "webp"
 _CONTENT_TYPES = {
@@ -40,20 +39,6 @@ _HARMLESS = {
     "Content-Security-Policy": "sandbox; default-src 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-_signer = TimestampSigner(salt="picture.image-file")
-
-
-def signed_url(base_url: str, pk: uuid.UUID | str, part: str, *, collection: str = "images") -> str:
-    """An address that works without a token for `URL_LIFETIME_S`.
-
-    `part`: `file`, `thumbnail`, or of an image `preview`. `collection`: `images`, `references`.
-    """
-    signature = _signer.sign(_signed(collection, pk, part)).split(":", 1)[1]
-    return f"{base_url}/api/v1/{collection}/{pk}/{part}/?signature={signature}"
-
-
-def _signed(collection: str, pk: uuid.UUID | str, part: str) -> str:
-    return f"{collection}/{pk}/{part}"
 
 
 def base_url(request: Request) -> str:
@@ -93,11 +78,8 @@ class FileView(StrictView):
     def _visible(self, request: Request, pk: uuid.UUID) -> QuerySet[Image] | QuerySet[Reference]:
         signature = request.query_params.get("signature")
         if signature is not None:
-            signed = _signed(self.collection, pk, self.part)
-            try:
-                _signer.unsign(f"{signed}:{signature}", max_age=URL_LIFETIME_S)
-            except BadSignature:
-                raise Http404 from None
+            if not is_signed(signature, pk, self.part, collection=self.collection):
+                raise Http404
             return self.model.objects.all()
         if not request.user.is_authenticated:
             raise NotAuthenticated

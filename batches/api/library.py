@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from django.db.models import OuterRef, QuerySet, Subquery
@@ -195,10 +195,8 @@ class TemplateView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, 
         data = data_of(StartTemplateSerializer, request)
         return ask_template(template, data["values"], data["overrides"])
 
-    @contextmanager
-    def _ready(self, request: Request, pk: uuid.UUID) -> Iterator[ReadyBatch]:
-        with batch_ready(self.owner_id, self._asked(request, pk)) as ready:
-            yield ready
+    def _ready(self, request: Request, pk: uuid.UUID) -> AbstractContextManager[ReadyBatch]:
+        return batch_ready(self.owner_id, self._asked(request, pk))
 
     @extend_schema(
         summary="Submit a batch of a template",
@@ -223,7 +221,7 @@ class TemplateView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, 
         batch = submit_from(pk, ready)
         if batch is None:
             raise Http404
-        return self.accepted("batches", batch)
+        return self.accepted("/api/v1/batches/{}/", batch)
 
 
 # --- Schedules ----------------------------------------------------------------------------------
@@ -379,10 +377,8 @@ class SimilarImageView(OwnedView):
         image = get_object_or_404(own, pk=pk)
         return ask_similar(image, data_of(SimilarImageSerializer, request))
 
-    @contextmanager
-    def _ready(self, request: Request, pk: uuid.UUID) -> Iterator[ReadyBatch]:
-        with batch_ready(self.owner_id, self._asked(request, pk)) as ready:
-            yield ready
+    def _ready(self, request: Request, pk: uuid.UUID) -> AbstractContextManager[ReadyBatch]:
+        return batch_ready(self.owner_id, self._asked(request, pk))
 
     @extend_schema(
         summary="Generate images like this one",
@@ -400,7 +396,7 @@ class SimilarImageView(OwnedView):
     @with_dry_run(_asked)
     @idempotent(_ready)
     def post(self, request: Request, ready: ReadyBatch, pk: uuid.UUID) -> Response:
-        return self.accepted("batches", ready.submit())
+        return self.accepted("/api/v1/batches/{}/", ready.submit())
 
 
 class SimilarBatchView(OwnedView):
@@ -413,10 +409,8 @@ class SimilarBatchView(OwnedView):
         batch = get_object_or_404(Batch.objects.owned_by(self.owner_id), pk=pk)
         return ask_again(batch, data_of(SimilarBatchSerializer, request))
 
-    @contextmanager
-    def _ready(self, request: Request, pk: uuid.UUID) -> Iterator[ReadyBatch]:
-        with batch_ready(self.owner_id, self._asked(request, pk)) as ready:
-            yield ready
+    def _ready(self, request: Request, pk: uuid.UUID) -> AbstractContextManager[ReadyBatch]:
+        return batch_ready(self.owner_id, self._asked(request, pk))
 
     @extend_schema(
         summary="Generate the prompts of this batch anew, with new seeds",
@@ -428,7 +422,7 @@ class SimilarBatchView(OwnedView):
     @with_dry_run(_asked)
     @idempotent(_ready)
     def post(self, request: Request, ready: ReadyBatch, pk: uuid.UUID) -> Response:
-        return self.accepted("batches", ready.submit())
+        return self.accepted("/api/v1/batches/{}/", ready.submit())
 
 
 def created(view: OwnedView, location: str, row: Any) -> Response:

@@ -7,7 +7,7 @@ is as strict as `POST /api/v1/generations/`.
 
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from rest_framework.response import Response
 
 from batches.api import waiting
 from batches.api.dry_run import DRY_RUN, ended_or_outlined, with_dry_run
-from batches.api.files import base_url, signed_url
+from batches.api.files import base_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.serializers import ItemSerializer
@@ -53,6 +53,7 @@ from batches.models import (
     ReviewStatus,
 )
 from batches.publications import Outcome, PublishRequest, publish_images
+from batches.signing import signed_url
 from batches.submission import (
     Asked,
     ReadyBatch,
@@ -256,10 +257,8 @@ class GenerateView(OwnedView):
         told = {(one.field, one.code): one for one in asked.problems}
         return replace(asked, plan=list(told.values())) if told else asked
 
-    @contextmanager
-    def _ready(self, request: Request) -> Iterator[ReadyBatch]:
-        with batch_ready(self.owner_id, self._asked(request)) as ready:
-            yield ready
+    def _ready(self, request: Request) -> AbstractContextManager[ReadyBatch]:
+        return batch_ready(self.owner_id, self._asked(request))
 
     @extend_schema(
         operation_id="generate",
@@ -293,12 +292,7 @@ class GenerateView(OwnedView):
     @with_dry_run(_asked)
     @idempotent(_ready)
     def post(self, request: Request, ready: ReadyBatch) -> Response:
-        batch = ready.submit()
-        return Response(
-            self.get_serializer(batch).data,
-            status=status.HTTP_202_ACCEPTED,
-            headers={"Location": f"{base_url(request)}/api/batch/{batch.pk}"},
-        )
+        return self.accepted("/api/batch/{}", ready.submit())
 
     def finalize_response(
         self, request: Request, response: Response, *args: Any, **kwargs: Any
@@ -424,10 +418,8 @@ class StartGenerationView(OwnedView):
         ]
         return replace(asked, plan=plan)
 
-    @contextmanager
-    def _ready(self, request: Request) -> Iterator[ReadyGeneration]:
-        with generation_ready(self.owner_id, self._asked(request)) as ready:
-            yield ready
+    def _ready(self, request: Request) -> AbstractContextManager[ReadyGeneration]:
+        return generation_ready(self.owner_id, self._asked(request))
 
     @extend_schema(
         operation_id="start_generation",
@@ -455,12 +447,7 @@ class StartGenerationView(OwnedView):
     @with_dry_run(_asked)
     @idempotent(_ready)
     def post(self, request: Request, ready: ReadyGeneration) -> Response:
-        row = ready.submit()
-        return Response(
-            self.get_serializer(row).data,
-            status=status.HTTP_202_ACCEPTED,
-            headers={"Location": f"{base_url(request)}/functions/v1/generations/{row.pk}"},
-        )
+        return self.accepted("/functions/v1/generations/{}", ready.submit())
 
 
 class StartedView(OwnedView):

@@ -29,7 +29,6 @@ from rest_framework.viewsets import GenericViewSet
 
 from batches import publications, sealing
 from batches.api.errors import CONTENT_TYPE, InvalidTransition, TooBusy
-from batches.api.files import signed_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.serializers import (
@@ -55,6 +54,7 @@ from batches.models import (
     PublicationStatus,
 )
 from batches.publications import Outcome, PublishRequest, Taken
+from batches.signing import signed_url
 from generation.http import HttpClient
 from generation.provider import ErrorClass, Failure
 from publishing import products
@@ -549,7 +549,7 @@ class ImagePublishView(OwnedView):
     @idempotent(_asked)
     def post(self, request: Request, asked: PublishRequest, pk: uuid.UUID) -> Response:
         (taken,) = publish(self.owner_id, [pk], asked, at="id")
-        response = self.accepted("publications", taken.publication)
+        response = self.accepted("/api/v1/publications/{}/", taken.publication)
         response.status_code = _status_of([taken])
         return response
 

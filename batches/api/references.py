@@ -22,7 +22,7 @@ from rest_framework.viewsets import GenericViewSet
 from batches import references
 from batches.api.authentication import BearerAuthentication
 from batches.api.errors import CONTENT_TYPE, ReferenceInUse
-from batches.api.files import base_url, signed_url
+from batches.api.files import base_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.parsers import BoundedJSONParser
@@ -34,6 +34,7 @@ from batches.intake import sources_of
 from batches.models import Reference
 from batches.planning import collected
 from batches.references import Collected, Upload, Wanted
+from batches.signing import signed_url
 
 
 class ReferenceSerializer(serializers.ModelSerializer):

@@ -6,7 +6,6 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from batches.api.files import signed_url
 from batches.estimates import NoEta, batch_eta
 from batches.intake import sources_of
 from batches.models import (
@@ -20,6 +19,7 @@ from batches.models import (
     PublicationStatus,
     ReviewStatus,
 )
+from batches.signing import signed_url
 
 ETA_REASONS = {"type": ["string", "null"], "enum": [*(str(one) for one in NoEta), None]}
 

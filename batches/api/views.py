@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -158,11 +158,12 @@ class OwnedView(StrictView, GenericAPIView):
         assert self.request.user.pk is not None
         return self.request.user.pk
 
-    def accepted(self, location: str, row: Any) -> Response:
+    def accepted(self, path: str, row: Any) -> Response:
+        """`path` is where to follow it, with `{}` for its id."""
         return Response(
             self.get_serializer(row).data,
             status=status.HTTP_202_ACCEPTED,
-            headers={"Location": f"{base_url(self.request)}/api/v1/{location}/{row.pk}/"},
+            headers={"Location": base_url(self.request) + path.format(row.pk)},
         )
 
     def finalize_response(
@@ -204,10 +205,8 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
     def _asked(self, request: Request) -> Asked:
         return ask_batch(request.data)
 
-    @contextmanager
-    def _ready(self, request: Request) -> Iterator[ReadyBatch]:
-        with batch_ready(self.owner_id, self._asked(request)) as ready:
-            yield ready
+    def _ready(self, request: Request) -> AbstractContextManager[ReadyBatch]:
+        return batch_ready(self.owner_id, self._asked(request))
 
     @extend_schema(
         summary="Submit a batch of prompts",
@@ -246,7 +245,7 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
     @with_dry_run(_asked)
     @idempotent(_ready)
     def create(self, request: Request, ready: ReadyBatch) -> Response:
-        return self.accepted("batches", ready.submit())
+        return self.accepted("/api/v1/batches/{}/", ready.submit())
 
     @extend_schema(
         summary="Start nothing more of a batch; what runs is finished",
@@ -356,10 +355,8 @@ class GenerationView(
     def _asked(self, request: Request) -> Asked:
         return ask_generation(request.data)
 
-    @contextmanager
-    def _ready(self, request: Request) -> Iterator[ReadyGeneration]:
-        with generation_ready(self.owner_id, self._asked(request)) as ready:
-            yield ready
+    def _ready(self, request: Request) -> AbstractContextManager[ReadyGeneration]:
+        return generation_ready(self.owner_id, self._asked(request))
 
     @extend_schema(
         summary="Submit a single image",
@@ -391,7 +388,7 @@ class GenerationView(
     @with_dry_run(_asked)
     @idempotent(_ready)
     def create(self, request: Request, ready: ReadyGeneration) -> Response:
-        return self.accepted("generations", ready.submit())
+        return self.accepted("/api/v1/generations/{}/", ready.submit())
 
     @extend_schema(
         summary="Hold back a generation that waits",

@@ -7,8 +7,8 @@ import pytest
 from django.core.files.base import ContentFile
 from rest_framework.test import APIClient
 
-from batches.api.files import signed_url
 from batches.models import Image, Reference
+from batches.signing import signed_url
 from tests.batches.api.support import BATCHES, GENERATIONS, IMAGES, client_of, problem
 from tests.factories import make_batch, make_image, make_reference, make_user, picture
 

@@ -18,8 +18,8 @@ from rest_framework.test import APIClient
 
 import picture.storage
 from batches import cleanup, invariants
-from batches.api.files import signed_url
 from batches.models import Discarded, Image, image_folder
+from batches.signing import signed_url
 from picture import health
 from picture.storage import PrivateS3Storage
 from tests.batches.api.support import IMAGES, client_of, problem
