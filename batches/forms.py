@@ -78,6 +78,13 @@ class WholeNumberField(serializers.IntegerField):
         return super().to_internal_value(data)
 
 
+class SeedField(WholeNumberField):
+    """What a model draws its noise from."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(required=False, min_value=0, max_value=2**32 - 1, **options)
+
+
 class StrictBooleanField(serializers.BooleanField):
     """True or false, and nothing that could be read as one."""
 
@@ -299,7 +306,7 @@ class PromptFields(StrictSerializer):
     negative_prompt = TextField(
         required=False, default="", allow_blank=True, max_length=PROMPT_MAX_LENGTH
     )
-    seed = WholeNumberField(required=False, default=None, min_value=0, max_value=2**32 - 1)
+    seed = SeedField(default=None)
     custom_id = TextField(required=False, default="", allow_blank=True, max_length=200)
     kind = serializers.ChoiceField(
         GenerationKind.choices,
@@ -322,12 +329,7 @@ class NewBatchSerializer(StrictSerializer):
     prompts = serializers.ListField(child=PromptSerializer(), required=False, allow_empty=False)
     prompt = TextField(required=False, max_length=PROMPT_MAX_LENGTH)
     count = WholeNumberField(required=False, min_value=1)
-    seed = WholeNumberField(
-        required=False,
-        min_value=0,
-        max_value=2**32 - 1,
-        help_text="With `prompt`: of the first variation; the others get random ones.",
-    )
+    seed = SeedField(help_text="With `prompt`: of the first variation; the others get random ones.")
     style = TextField(  # type: ignore[assignment]
         required=False, default="", allow_blank=True, max_length=100
     )
@@ -347,7 +349,7 @@ class NewBatchSerializer(StrictSerializer):
         # Told before the items are looked at: a list of thousands is refused by its length.
         prompts = data.get("prompts") if isinstance(data, Mapping) else None
         if isinstance(prompts, list):
-            self._limit("prompts", len(prompts))
+            check_batch_size("prompts", len(prompts))
         return super().to_internal_value(data)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -358,13 +360,8 @@ class NewBatchSerializer(StrictSerializer):
         elif "prompt" not in attrs:
             refuse("prompts", "required", "One of `prompts` and `prompt` is required.")
         else:
-            self._limit("count", attrs.get("count", 1))
+            check_batch_size("count", attrs.get("count", 1))
         return attrs
-
-    def _limit(self, name: str, size: int) -> None:
-        limit = settings.MAX_BATCH_SIZE
-        if size > limit:
-            refuse(name, "too_many", f"A batch may have at most {limit} prompts, not {size}.")
 
     def asked(self) -> list[PromptAsked]:
         data = self.validated_data
@@ -472,13 +469,7 @@ class GenerateSerializer(StrictSerializer):
     )
     steps = WholeNumberField(required=False, default=30, min_value=1, max_value=10_000)
     cfg_scale = NumberField(required=False, default=2.0, min_value=0, max_value=1_000)
-    seed = WholeNumberField(
-        required=False,
-        default=None,
-        min_value=0,
-        max_value=2**32 - 1,
-        help_text="Of the first image; the others get random ones.",
-    )
+    seed = SeedField(default=None, help_text="Of the first image; the others get random ones.")
     model_id = TextField(required=False, max_length=200, help_text=f"Default `{DEFAULT_MODEL}`.")
     resize = serializers.ChoiceField(
         RESIZE_MODES,
@@ -587,18 +578,11 @@ class SimilarImageSerializer(SimilarBatchSerializer):
     count = WholeNumberField(required=False, default=4, min_value=1)
     prompt = TextField(required=False, max_length=PROMPT_MAX_LENGTH)
     negative_prompt = TextField(required=False, allow_blank=True, max_length=PROMPT_MAX_LENGTH)
-    seed = WholeNumberField(
-        required=False,
-        min_value=0,
-        max_value=2**32 - 1,
-        help_text="Of the first; the others get random ones.",
-    )
+    seed = SeedField(help_text="Of the first; the others get random ones.")
 
-    def validate_count(self, count: int) -> int:
-        if count > (limit := settings.MAX_BATCH_SIZE):
-            detail = f"A batch may have at most {limit} prompts, not {count}."
-            raise serializers.ValidationError(detail, code="too_many")
-        return count
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        check_batch_size("count", attrs["count"])
+        return attrs
 
 
 class ValuesField(serializers.DictField):
@@ -660,7 +644,7 @@ class NewTemplateSerializer(ChangedTemplateSerializer):
 class OverridesSerializer(LikeSerializer):
     """What goes before the template's batch."""
 
-    seed = WholeNumberField(required=False, min_value=0, max_value=2**32 - 1)
+    seed = SeedField()
     count = WholeNumberField(required=False, min_value=1)
 
 
@@ -885,5 +869,12 @@ def field_names(serializer: type[StrictSerializer]) -> list[str]:
     return [str(name) for name in serializer._declared_fields]
 
 
+def check_batch_size(name: str, size: int) -> None:
+    """Raises ValidationError if a batch may not have so many prompts."""
+    if size > (limit := settings.MAX_BATCH_SIZE):
+        refuse(name, "too_many", f"A batch may have at most {limit} prompts, not {size}.")
+
+
 def refuse(name: str, code: str, detail: str) -> None:
+    """Raises ValidationError."""
     raise serializers.ValidationError({name: [ErrorDetail(detail, code=code)]})

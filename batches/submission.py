@@ -17,13 +17,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from django.conf import settings
 from django.db import connection
 from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.settings import api_settings
 
 from batches import lifecycle
-from batches.forms import NewBatchSerializer, NewGenerationSerializer, StrictSerializer
+from batches.forms import (
+    NewBatchSerializer,
+    NewGenerationSerializer,
+    StrictSerializer,
+    check_batch_size,
+)
 from batches.intake import (
     NOT_SETTINGS,
     Plan,
@@ -151,9 +155,7 @@ def ask_again(batch: Batch, changes: Mapping[str, Any]) -> Asked:
     `changes` are of `SimilarBatchSerializer`.
     """
     generations = list(batch.generations.order_by("index"))
-    if len(generations) > (limit := settings.MAX_BATCH_SIZE):
-        detail = f"A batch may have at most {limit} prompts, not {len(generations)}."
-        raise Refused([Problem("prompts", "too_many", detail)])
+    check_batch_size("prompts", len(generations))
     shared, prompts = prompts_of(generations)
     overrides = changes["settings"]
     own = [
