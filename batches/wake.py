@@ -4,10 +4,12 @@ A wake-up is a hint. All that waits is in rows, and the beat looks at them every
 broker that is away delays work and never fails the call that made it.
 """
 
+import contextlib
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
+from typing import Any
 
 from celery import current_app
 from django.conf import settings
@@ -29,6 +31,9 @@ NAMES = (DISPATCH, FOLLOW, PUBLISH)
 NEWS = "picture:news"
 _PENDING_KEY = "picture:dispatch"
 _PENDING_TIMEOUT_S = 1
+# What piles up without a worker is bounded; by more than the clocks of two machines may differ, or
+# a worker that is ahead would drop every one of them.
+EXPIRES_S = 900
 
 
 @cache
@@ -42,6 +47,18 @@ def _redis() -> Redis:
     )
 
 
+@contextlib.contextmanager
+def _hint(otherwise: str) -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OperationalError) as error:
+        logger.warning("broker unavailable, %s: %s", otherwise, error)
+
+
+def _send(name: str, **options: Any) -> None:
+    current_app.send_task(name, **options, expires=EXPIRES_S, retry=False, ignore_result=True)
+
+
 def dispatch() -> None:
     """Have the admission run once the current transaction is committed."""
     transaction.on_commit(dispatch_now)
@@ -51,13 +68,9 @@ def dispatch_now(countdown_s: float = 0) -> None:
     # One message on its way is enough for any number of wakers: it clears the key before it
     # reads the rows, so whoever finds the key set has committed in time to be seen.
     key = f"{_PENDING_KEY}-later" if countdown_s else _PENDING_KEY
-    try:
+    with _hint("the beat will dispatch"):
         if _redis().set(key, 1, nx=True, ex=_PENDING_TIMEOUT_S):
-            current_app.send_task(
-                DISPATCH, countdown=countdown_s or None, retry=False, ignore_result=True
-            )
-    except (RedisError, OperationalError) as error:
-        logger.warning("broker unavailable, the beat will dispatch: %s", error)
+            _send(DISPATCH, countdown=countdown_s or None)
 
 
 def follow(generation_ids: Sequence[uuid.UUID]) -> None:
@@ -66,10 +79,8 @@ def follow(generation_ids: Sequence[uuid.UUID]) -> None:
 
 
 def _follow_now(generation_ids: list[str]) -> None:
-    try:
-        current_app.send_task(FOLLOW, args=(generation_ids,), retry=False, ignore_result=True)
-    except (RedisError, OperationalError) as error:
-        logger.warning("broker unavailable, they are looked at when planned: %s", error)
+    with _hint("they are looked at when planned"):
+        _send(FOLLOW, args=(generation_ids,))
 
 
 def publish() -> None:
@@ -78,25 +89,18 @@ def publish() -> None:
 
 
 def _publish_now() -> None:
-    try:
-        current_app.send_task(PUBLISH, retry=False, ignore_result=True)
-    except (RedisError, OperationalError) as error:
-        logger.warning("broker unavailable, the sweep will publish: %s", error)
+    with _hint("the sweep will publish"):
+        _send(PUBLISH)
 
 
 def tell(owner_id: int, subject: uuid.UUID) -> None:
-    """Have those who follow a batch, or a single generation, told once this is committed.
-
-    A hint like the others: what there is to tell stands in the rows.
-    """
+    """Have those who follow a batch, or a single generation, told once this is committed."""
     transaction.on_commit(partial(_tell_now, f"{owner_id} {subject}"))
 
 
 def _tell_now(message: str) -> None:
-    try:
+    with _hint("followers look at the rows"):
         _redis().publish(NEWS, message)
-    except (RedisError, OperationalError) as error:
-        logger.warning("broker unavailable, followers look at the rows: %s", error)
 
 
 def dispatch_begins() -> None:

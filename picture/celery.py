@@ -14,6 +14,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "picture.settings")
 from django.conf import settings
 from django.db import close_old_connections, connections
 
+from batches.wake import EXPIRES_S
+
 
 def celery_url(redis_url: str) -> str:
     """Celery's spelling of a Redis URL: it calls a Unix socket `redis+socket`."""
@@ -24,6 +26,7 @@ def celery_url(redis_url: str) -> str:
 
 QUEUES = ("generate", "download", "control", "webhooks")
 BROKER_URL = celery_url(settings.REDIS_URL)
+BEAT_OPTIONS = {"expires": EXPIRES_S}
 
 
 class Broker(Connection):
@@ -89,14 +92,12 @@ app.conf.update(
         "work.download": {"queue": "download"},
         "work.*": {"queue": "control"},
     },
-    # None does anything that a later one would not do as well. What piles up without a worker is
-    # bounded; by more than the clocks of two machines may differ, or a worker that is ahead would
-    # drop every one of them.
+    # None does anything that a later one would not do as well.
     beat_schedule={
-        "dispatch": {"task": "work.dispatch", "schedule": 1.0, "options": {"expires": 900}},
-        "sweep": {"task": "work.sweep", "schedule": 2.0, "options": {"expires": 900}},
-        "files": {"task": "work.clean_files", "schedule": 2.0, "options": {"expires": 900}},
-        "schedules": {"task": "work.run_schedules", "schedule": 2.0, "options": {"expires": 900}},
+        "dispatch": {"task": "work.dispatch", "schedule": 1.0, "options": BEAT_OPTIONS},
+        "sweep": {"task": "work.sweep", "schedule": 2.0, "options": BEAT_OPTIONS},
+        "files": {"task": "work.clean_files", "schedule": 2.0, "options": BEAT_OPTIONS},
+        "schedules": {"task": "work.run_schedules", "schedule": 2.0, "options": BEAT_OPTIONS},
     },
     # Connections are kept between tasks and checked before each one, see below.
     CELERY_DB_REUSE_MAX=sys.maxsize,
