@@ -15,7 +15,8 @@ from django.db import connection
 
 DAYS_MAX = 366
 DAYS_DEFAULT = 30
-GROUPS_MAX = DAYS_MAX
+# So many days that do not begin at midnight touch one more.
+GROUPS_MAX = DAYS_MAX + 1
 
 
 class GroupBy(StrEnum):

@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from django.db.models import QuerySet
 
 from batches import lifecycle
-from batches.gallery import ImageFilter, find_images
+from batches.gallery import ImageFilter, find_images, in_order
 from batches.models import TAGS_MAX, Batch, Generation, Image, ReviewStatus
 
 # Images of one action.
@@ -66,11 +66,12 @@ class Selection:
 
 
 class TooMany(Exception):
-    """More images are meant than one action takes. `count` goes up to `COUNTED_MAX`."""
+    """More images are meant than one action takes. `count` goes up to `COUNTED_MAX`, and says
+    whether there `are_more`."""
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
-        self.count = count
+        self.count, self.are_more = min(count, COUNTED_MAX), count > COUNTED_MAX
 
 
 @transaction.atomic
@@ -89,7 +90,7 @@ def act_on_images(
     `Generation.DoesNotExist` likewise, also where a filter names them, `TooMany`.
     """
     images = _meant(owner_id, selection)
-    newest_first = images.order_by("-created_at", "-id").values_list("pk", flat=True)
+    newest_first = images.order_by(*in_order(newest_first=True)).values_list("pk", flat=True)
     order = selection.ids or list(newest_first)
     if action is Action.DELETE:
         outcomes = _delete(images)
@@ -115,8 +116,8 @@ def review_images(
     reviewer_id: int,
     reason: str = "",
 ) -> list[Outcome]:
-    """Review images, whoever they belong to; those that are there, in the order of their ids."""
-    locked = _locked(Image.objects.filter(pk__in=ids))
+    """Review what nobody has reviewed of these images, whoever they belong to."""
+    locked = _locked(Image.objects.filter(pk__in=ids, review_status=ReviewStatus.PENDING))
     return list(_review(locked, status, reviewer_id, reason).values())
 
 
@@ -159,7 +160,7 @@ def _meant(owner_id: int, selection: Selection) -> QuerySet[Image]:
     found = find_images(owner_id, wanted)
     ids = list(found.values_list("pk", flat=True)[: COUNTED_MAX + 1])
     if len(ids) > SELECTION_MAX:
-        raise TooMany(min(len(ids), COUNTED_MAX))
+        raise TooMany(len(ids))
     return found.filter(pk__in=ids)
 
 

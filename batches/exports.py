@@ -22,7 +22,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 from zipstream import ZipStream
 
-from batches.gallery import ImageFilter, read_page
+from batches.gallery import ImageFilter, beyond_place, in_order, read_page
 from batches.intake import Problem, Refused
 from batches.models import Batch, Image
 
@@ -229,25 +229,20 @@ def batch_images(batch: Batch) -> Iterator[Page]:
 def found_images(owner_id: int, wanted: ImageFilter, *, newest_first: bool) -> Iterator[Page]:
     """The images of an owner that are as asked, in the gallery's order, by pages."""
     rows: Any = Image.objects.values(*_OWN, **_COLUMNS)
-    way = "lt" if newest_first else "gt"
     beyond = Q()
     while page := read_page(
         rows, owner_id, wanted, beyond=beyond, newest_first=newest_first, limit=PAGE_ROWS
     ):
         last: Any = page[-1]
         yield cast(Page, page)
-        moment, pk = last["created_at"], last["id"]
-        # The second says no more than the first, in a form that an index serves.
-        beyond = Q(
-            Q(**{f"created_at__{way}": moment}) | Q(**{f"id__{way}": pk}),
-            **{f"created_at__{way}e": moment},
-        )
+        beyond = beyond_place(last["created_at"], last["id"], newest_first=newest_first)
 
 
 def chosen_images(owner_id: int, ids: Collection[uuid.UUID]) -> Iterator[Page] | None:
     """These images, newest first, as one page. `None` when not all of them are the owner's."""
-    chosen = Image.objects.owned_by(owner_id).filter(pk__in=ids).order_by("-created_at", "-id")
-    page = list(chosen.values(*_OWN, **_COLUMNS))
+    chosen = Image.objects.owned_by(owner_id).filter(pk__in=ids)
+    newest_first = chosen.order_by(*in_order(newest_first=True))
+    page = list(newest_first.values(*_OWN, **_COLUMNS))
     return iter([page]) if len(page) == len(set(ids)) else None
 
 
@@ -289,7 +284,7 @@ def _zip(rows: Iterable[Row], naming: Naming) -> Generator[bytes, None, None]:
         archive = ZipStream()
         archive._filelist = _Directory(directory)
         notes.write(_opening())
-        count = missing = 0
+        count = added = 0
         for count, row in enumerate(rows, 1):
             path, trouble = None, ""
             try:
@@ -299,14 +294,14 @@ def _zip(rows: Iterable[Row], naming: Naming) -> Generator[bytes, None, None]:
             else:
                 with pieces:
                     if size_bytes == row["size_bytes"]:
-                        path = taken.one_like(naming.path(_values(row, count)), row["id"])
+                        added += 1
+                        path = taken.one_like(naming.path(_values(row, added)), row["id"])
                         archive.add(pieces, path, size=size_bytes)
                         yield from archive.all_files()
                     else:
                         trouble = "damaged"
-            missing += bool(trouble)
             notes.write((b",\n" if count > 1 else b"\n") + _note(row, path, trouble))
-        notes.write(b'\n], "image_count": %d, "missing_count": %d}\n' % (count, missing))
+        notes.write(b'\n], "image_count": %d, "missing_count": %d}\n' % (count, count - added))
         size_bytes = notes.tell()
         notes.seek(0)
         archive.add(iter(lambda: notes.read(PIECE_BYTES), b""), MANIFEST, size=size_bytes)

@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import reduce
+from typing import Any
 
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db import connection
@@ -83,6 +84,21 @@ def shown(images: QuerySet[Image]) -> QuerySet[Image]:
     )
 
 
+def in_order(*, newest_first: bool) -> tuple[str, str]:
+    """The order of lists. All rows of a batch are made at one moment; the id decides then."""
+    return ("-created_at", "-id") if newest_first else ("created_at", "id")
+
+
+def beyond_place(created_at: datetime, pk: Any, *, newest_first: bool) -> Q:
+    """What comes after the row that is so, in that order."""
+    way = "lt" if newest_first else "gt"
+    return Q(
+        Q(**{f"created_at__{way}": created_at}) | Q(**{f"id__{way}": pk}),
+        # Says no more than the line above, in a form that an index serves.
+        **{f"created_at__{way}e": created_at},
+    )
+
+
 def read_page(
     images: QuerySet[Image],
     owner_id: int,
@@ -96,7 +112,7 @@ def read_page(
 
     One query for one condition, at most two for several. `images` says what is read of each.
     """
-    order = ("-created_at", "-id") if newest_first else ("created_at", "id")
+    order = in_order(newest_first=newest_first)
     lead, *others = _in_order(wanted) or [Q()]
     others += _in_no_order(owner_id, wanted)
     near = Image.objects.owned_by(owner_id).filter(_period(wanted), lead, beyond)

@@ -267,11 +267,12 @@ def _calls() -> list[str]:
         JOIN batches_publication publication ON publication.id = publication_id
         WHERE outcome = 'unknown' AND attempt.number < attempt_count
         UNION ALL
-        SELECT 'created twice', publication_id::text, count(*)
+        SELECT 'created twice', publication_id::text, count(*)  -- but for what was done once more
         FROM batches_publicationattempt
         JOIN batches_publication publication ON publication.id = publication_id
         WHERE outcome = 'succeeded' AND batches_publicationattempt.created_at >= started_at
-        GROUP BY publication_id, step HAVING count(*) > 1
+        GROUP BY publication_id, remote_ids, step
+        HAVING count(*) > 1 + (remote_ids ? 'redone')::int
         """
     )
 

@@ -585,8 +585,8 @@ def _end_attempt(
     if failure.error_class == ErrorClass.TIMEOUT_UNKNOWN:
         outcome = AttemptOutcome.SUBMISSION_UNKNOWN
     fields: dict[str, Any] = {}
-    if failure.raw or failure.fields:
-        fields["raw"] = {"body": failure.raw, "fields": dict(failure.fields)}
+    if failure.answer is not None:
+        fields["raw"] = failure.answer
     if spent is not NOTHING_SPENT:
         fields |= {"cost_usd": spent.cost_usd, "run_s": spent.run_s}
     attempts = Attempt.objects.filter(

@@ -7,11 +7,10 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from batches.catalogue import get_model
 from batches.estimates import Eta, batch_eta, run_times
-from batches.intake import Plan, Problem, Refused, fitting, sources_of
+from batches.intake import Plan
 from batches.models import Batch, BatchStatus, Generation, GenerationStatus, Outlook, Pool
 from batches.pools import CIRCUIT_THRESHOLD
-from batches.references import Wanted, look_up
-from batches.submission import Asked
+from batches.submission import Asked, check
 
 SMALLEST_USD = Decimal("0.000001")
 
@@ -51,7 +50,7 @@ class Outline:
 def outline(owner_id: int, asked: Asked) -> Outline:
     """Tell what `asked` would make. Raises `Refused` as its submission would, except for what
     only shows when a picture is fetched."""
-    plans = _checked(owner_id, asked)
+    plans = check(owner_id, asked)
     outlook = Batch.objects.outlook_for(owner_id, asked.fields["priority"])
     is_scheduled = asked.fields.get("start_at") is not None
     batch = Batch(status=BatchStatus.SCHEDULED if is_scheduled else BatchStatus.PENDING)
@@ -66,25 +65,6 @@ def outline(owner_id: int, asked: Asked) -> Outline:
         eta=batch_eta(batch, rows, outlook),
         limits=list(_limits(plans, outlook)),
     )
-
-
-def _checked(owner_id: int, asked: Asked) -> list[Plan]:
-    plans = [one for one in asked.plan if isinstance(one, Plan)]
-    needed = [one for plan in plans for one in sources_of(plan.settings)]
-    looked_up = look_up(owner_id, [*asked.places.values(), *needed])
-    refusals = looked_up.refusals
-    unknown = [Problem(at, *refusals[one]) for at, one in asked.places.items() if one in refusals]
-    unknown = unknown or [Problem("settings.references", *one) for one in refusals.values()]
-    if told := [*asked.problems, *unknown]:
-        raise Refused(told)
-    # What is still to be fetched counts as nothing.
-    sizes: dict[Wanted, int] = dict.fromkeys(needed, 0)
-    sizes |= {one: row.size_bytes for one, row in looked_up.known.items()}
-    sizes |= {one: row.size_bytes for one, row in looked_up.images.items()}
-    too_large = [one for plan in plans if isinstance(one := fitting(plan, sizes), Problem)]
-    if too_large:
-        raise Refused(list({one.field: one for one in too_large}.values()))
-    return plans
 
 
 def _cost_usd(plan: Plan) -> Decimal:

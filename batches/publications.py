@@ -39,7 +39,7 @@ from batches.models import (
 from generation.http import HttpClient
 from generation.provider import ErrorClass, Failure
 from publishing import products
-from publishing.channel import Channel, Done, Limits, Step
+from publishing.channel import CHANGED, Channel, Done, Limits, Step
 from publishing.channels import CHANGES_PRODUCT, KEPT_IDS, make_channel
 
 # Whatever a publication waits for, after so long it has failed.
@@ -278,9 +278,11 @@ def _retry(
     )
     for row in rows:
         is_fresh = row.pk in set_anew or _was_missed(row)
-        kept = frozenset() if is_fresh else KEPT_IDS[row.channel]
+        kept = {CHANGED} if is_fresh else {CHANGED, *KEPT_IDS[row.channel]}
         row.remote_ids = {name: one for name, one in row.remote_ids.items() if name in kept}
-        if not row.remote_ids:
+        if row.pk in set_anew:
+            row.remote_ids[CHANGED] = "1"
+        if is_fresh:
             row.remote_url = ""
     Publication.objects.bulk_update(rows, ["title", "remote_ids", "remote_url", "attempt_count"])
     Publication.objects.filter(
@@ -515,8 +517,6 @@ def take_allowance(
             },
         )
         row = cursor.fetchone()
-    if row is None:  # deleted, though something is published with it: it is looked at again
-        return Allowance(False)
     return Allowance(is_given=row[0], stopped_by=row[1], wait_s=row[2], every_s=row[3])
 
 
@@ -603,18 +603,16 @@ def renew(turns: dict[uuid.UUID, int]) -> None:
 class Work:
     """What one delivery has to work on.
 
-    `image` and `account` are `None` when they were deleted. `attempt` is a call of which it is not
-    known what came of it; `unsure_s` is for how long nobody can be making it any more, negative
-    while somebody may. `left_s` is until the deadline. `taken_at_s` is by `time.monotonic`.
+    `attempt` is a call of which it is not known what came of it; `settled_s` is for how long that
+    can be seen at the channel, negative while it may still come. `left_s` is until the deadline.
     """
 
     publication: Publication
-    image: Image | None
-    account: ChannelAccount | None
+    image: Image
+    account: ChannelAccount
     attempt: PublicationAttempt | None
-    unsure_s: float
+    settled_s: float
     left_s: float
-    taken_at_s: float
 
     @property
     def turn(self) -> int:
@@ -623,7 +621,6 @@ class Work:
 
 def take_turn(publication_id: str, turn: int) -> Work | None:
     """Claim a publication for one delivery. `None`: it is not, or no longer, its turn."""
-    taken_at_s = time.monotonic()
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -648,9 +645,9 @@ def take_turn(publication_id: str, turn: int) -> Work | None:
     publication = Publication.objects.select_related("image").get(pk=publication_id)
     if publication.turn != turn + 1:  # claimed anew already, so late are we
         return None
-    account = ChannelAccount.objects.filter(
-        owner=publication.owner_id, channel=publication.channel
-    ).first()
+    # Neither can be deleted while something is published.
+    assert publication.image is not None
+    account = ChannelAccount.objects.get(owner=publication.owner_id, channel=publication.channel)
     attempt = (
         PublicationAttempt.objects.filter(
             publication=publication, number=publication.attempt_count, outcome__in=UNSURE
@@ -663,29 +660,26 @@ def take_turn(publication_id: str, turn: int) -> Work | None:
         )
         .first()
     )
-    unsure_s = 0.0
+    settled_s = 0.0
     if attempt is not None:
-        unsure_s = attempt.age_s - settled_s(attempt)
-    return Work(publication, publication.image, account, attempt, unsure_s, row[0], taken_at_s)
+        settled_s = attempt.age_s - _settles_within_s(attempt)
+    return Work(publication, publication.image, account, attempt, settled_s, row[0])
 
 
-def settled_s(attempt: PublicationAttempt) -> float:
+def _settles_within_s(attempt: PublicationAttempt) -> float:
     """How long after a call what came of it can be seen at the channel, if anything did.
 
-    A call that was given up may still be worked on there. Of one whose process died, the process
-    may be held up only: it sends nothing after a while, see `may_send`.
+    A channel may still be at work on a call that was given up here, or whose answer was lost on
+    the way. Of one whose process died, the process may be held up only, without a database: it
+    sends nothing after a while, see `may_send`.
     """
     is_open = attempt.outcome == CallOutcome.OPEN
-    return _margin_s() + (settings.LEASE_SECONDS if is_open else 0)
+    return float(settings.CHANNEL_SETTLE_SECONDS + (settings.LEASE_SECONDS if is_open else 0))
 
 
 def may_send(begun_at_s: float) -> bool:
     """Whether a call that was put on record at that moment, by `time.monotonic`, may still go."""
-    return time.monotonic() - begun_at_s < _margin_s()
-
-
-def _margin_s() -> float:
-    return min(10.0, 0.4 * settings.LEASE_SECONDS)
+    return time.monotonic() - begun_at_s < min(10.0, 0.4 * settings.LEASE_SECONDS)
 
 
 def begin_attempt(*, work: Work, step: Step) -> PublicationAttempt | None:
@@ -735,7 +729,8 @@ def end_attempt(*, attempt: PublicationAttempt, outcome: CallOutcome, failure: F
         outcome,
         error_class=failure.error_class,
         error_message=failure.message,
-        raw=failure.raw or None,
+        provider_code=failure.provider_code[:100],
+        raw=failure.answer,
     )
 
 

@@ -27,7 +27,7 @@ from batches.submission import (
     ReadyBatch,
     ask_batch_within,
     batch_ready,
-    check_pictures,
+    check,
     database_now,
 )
 from batches.templates import LimitReached, ask_template, in_batch
@@ -103,7 +103,7 @@ def create_schedule(
         is_active=is_active,
     )
     due_at = _first_due(schedule, now)
-    check_pictures(owner_id, ask_schedule(schedule))
+    check(owner_id, ask_schedule(schedule))
     schedule.save(force_insert=True)
     if is_active:
         ScheduleRun.objects.create(schedule=schedule, due_at=due_at)
@@ -138,7 +138,7 @@ def change_schedule(
     for name, value in changed.items():
         setattr(schedule, name, value)
     if _WHAT & changes.keys():
-        check_pictures(owner_id, ask_schedule(schedule))
+        check(owner_id, ask_schedule(schedule))
     if is_due_anew:
         is_told = schedule.is_active or {"rule", "time_zone", "starts_at"} & changes.keys()
         due_at = _first_due(schedule, now) if is_told else None

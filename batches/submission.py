@@ -39,8 +39,8 @@ from batches.intake import (
     with_ids,
 )
 from batches.models import PRIORITY_BATCH, Batch, Generation, Image
-from batches.planning import Planned, planned
-from batches.references import Wanted, look_up
+from batches.planning import Planned, checked, planned
+from batches.references import Wanted
 
 
 def read_form(form_class: type[StrictSerializer], body: Any) -> Any:
@@ -124,12 +124,12 @@ def _problems_in(detail: Any, at: str) -> Iterator[Problem]:
         yield from _problems_in(one, at if is_own else f"{at}.{name}".lstrip("."))
 
 
-def check_pictures(owner_id: int, asked: Asked) -> None:
-    """What can be told of a request without fetching or storing anything. Raises `Refused`."""
-    refusals = look_up(owner_id, asked.places.values()).refusals
-    unknown = [Problem(at, *refusals[one]) for at, one in asked.places.items() if one in refusals]
-    if told := [*asked.problems, *unknown]:
-        raise Refused(told)
+def check(owner_id: int, asked: Asked) -> list[Plan]:
+    """The plans of a request, as far as can be told without fetching or storing anything.
+
+    Raises `Refused`.
+    """
+    return checked(owner_id, asked.plan, asked.places)
 
 
 def ask_similar(image: Image, changes: Mapping[str, Any]) -> Asked:

@@ -23,7 +23,7 @@ from batches.submission import (
     ReadyBatch,
     ask_batch_within,
     changed,
-    check_pictures,
+    check,
     prompts_of,
 )
 from generation.catalogue import PROMPT_MAX_LENGTH
@@ -289,7 +289,7 @@ def _check(template: Template) -> None:
     # Where there is no default, a placeholder stands for itself.
     values = {name: f"{{{name}}}" for name in template.placeholders} | template.defaults
     asked = ask_batch_within(_filled(template.body, values), in_batch)
-    check_pictures(template.owner_id, asked)
+    check(template.owner_id, asked)
 
 
 def body_of(batch: Batch) -> dict[str, Any]:

@@ -29,6 +29,7 @@ NAMES = (DISPATCH, FOLLOW, PUBLISH)
 
 # Where it is told that a batch, or a generation without one, has a new version.
 NEWS = "picture:news"
+BROKER_AWAY = (RedisError, OperationalError)
 _PENDING_KEY = "picture:dispatch"
 _PENDING_TIMEOUT_S = 1
 # What piles up without a worker is bounded; by more than the clocks of two machines may differ, or
@@ -51,7 +52,7 @@ def _redis() -> Redis:
 def _hint(otherwise: str) -> Iterator[None]:
     try:
         yield
-    except (RedisError, OperationalError) as error:
+    except BROKER_AWAY as error:
         logger.warning("broker unavailable, %s: %s", otherwise, error)
 
 

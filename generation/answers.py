@@ -27,7 +27,7 @@ PERHAPS_ACCEPTED = frozenset({408, 504, 520, 524})
 
 
 def class_of_status(status: int, by_status: Mapping[int, ErrorClass] = BY_STATUS) -> ErrorClass:
-    """Return the class of an error status."""
+    """Return the class of an error status, of those below 500 by the table."""
     if status >= 500:
         return ErrorClass.PROVIDER_UNAVAILABLE
     return by_status.get(status, ErrorClass.UNKNOWN)

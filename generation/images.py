@@ -117,7 +117,7 @@ def resize(
     """Write a verified picture in another size into a file of the system's, and describe that.
 
     In the format that it has; one in AVIF becomes a WebP file, and a large transparent one a PNG.
-    Not for an SVG. A `Failure` is of class `BAD_OUTPUT`.
+    Not for an SVG. A `Failure` is of class `BAD_OUTPUT`. Raises OSError when it cannot be written.
     """
     if verified.format == "avif":
         written = _resize_avif(source, into, wanted)
@@ -154,19 +154,22 @@ def _resize_avif(file: BinaryIO, into: BinaryIO, wanted: Resize) -> renditions.W
     return renditions.resize_pixels(pixels, *size, bands, profile, into.fileno(), "webp", wanted)
 
 
-def write_png(file: BinaryIO, image_format: str, path: str) -> Failure | None:
-    """Write a verified raster image as PNG, upright, for those who take nothing else."""
+def write_png(file: BinaryIO, image_format: str, into: BinaryIO) -> Failure | None:
+    """Write a verified raster image as PNG, upright, for those who take nothing else.
+
+    Raises OSError when it cannot be written.
+    """
     if image_format == "avif":
         try:
-            with Image.open(file, formats=("AVIF",)) as image:
-                profile = image.info.get("icc_profile")
-                ImageOps.exif_transpose(image, in_place=True)
-                image.save(path, format="PNG", icc_profile=profile, exif=b"")
+            image = Image.open(file, formats=("AVIF",))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
         except Exception as error:  # as in `_decode_avif`
             return _damaged(_brief(error))
+        image.save(into, format="PNG", icc_profile=image.info.get("icc_profile"), exif=b"")
         return None
     file.seek(0, io.SEEK_END)
-    problem = renditions.write_png(_encoded(file, file.tell()), path)
+    problem = renditions.write_png(_encoded(file, file.tell()), into.fileno())
     return _damaged(problem) if problem else None
 
 

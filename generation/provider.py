@@ -67,6 +67,13 @@ class Failure:
     raw: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """What was answered, {body, fields}; `None`: nothing that would be worth keeping."""
+        if not self.raw and not self.fields:
+            return None
+        return {"body": self.raw, "fields": dict(self.fields)}
+
 
 RAW_LIMIT = 8_192
 # Of one prediction. No model here makes more than fifteen.

@@ -124,8 +124,11 @@ def make(encoded: Encoded, *, with_preview: bool = True) -> Renditions | str:
             return _brief(vips, error)
 
 
-def write_png(encoded: Encoded, path: str) -> str | None:
-    """Write a PNG, JPEG or WebP file's picture, upright, as PNG; a text says what is wrong."""
+def write_png(encoded: Encoded, into: int) -> str | None:
+    """Write a PNG, JPEG or WebP file's picture, upright, as PNG to a descriptor.
+
+    A text says what is wrong with it. Raises OSError when it cannot be written.
+    """
     vips = _vips()
     with _Offset(encoded):
         try:
@@ -133,7 +136,8 @@ def write_png(encoded: Encoded, path: str) -> str | None:
             if _field(image, "orientation", 1) > 1:
                 # It is turned from the whole of it; the others go through in strips.
                 image = image.copy_memory().autorot()
-            image.pngsave(path)
+            with _Sink(vips, into) as target:
+                image.pngsave_target(target, keep="icc")
         except (vips.Error, UnicodeDecodeError) as error:
             return _brief(vips, error)
     return None
@@ -156,7 +160,7 @@ def resize(encoded: Encoded, into: int, image_format: str, wanted: Resize) -> Wr
 
     Upright, in sRGB, without metadata, coded as `image_format`: "png", "jpeg" or "webp"; a large
     transparent one as PNG in any case. A text says what is wrong with it; then nothing that was
-    written is of use.
+    written is of use. Raises OSError when it cannot be written.
     """
     vips = _vips()
 
@@ -206,14 +210,14 @@ def _write_resized(
             image = _resized(image, image_format, wanted)
             if image.hasalpha() and image.width * image.height > WEBP_ALPHA_PIXELS:
                 image_format = "png"
-            target = vips.Target.new_to_descriptor(into)
-            match image_format:
-                case "png":
-                    image.pngsave_target(target, compression=4, filter="sub", keep="none")
-                case "jpeg":
-                    image.jpegsave_target(target, Q=92, keep="none")
-                case _:
-                    image.webpsave_target(target, Q=90, effort=2, keep="none")
+            with _Sink(vips, into) as target:
+                match image_format:
+                    case "png":
+                        image.pngsave_target(target, compression=4, filter="sub", keep="none")
+                    case "jpeg":
+                        image.jpegsave_target(target, Q=92, keep="none")
+                    case _:
+                        image.webpsave_target(target, Q=90, effort=2, keep="none")
             return Written(image_format)
         except (vips.Error, UnicodeDecodeError) as error:
             reason = _brief(vips, error)
@@ -330,6 +334,31 @@ class _Offset:
     def __exit__(self, *_: object) -> None:
         if self.descriptor is not None:
             os.lseek(self.descriptor, self.offset, os.SEEK_SET)
+
+
+class _Sink:
+    """A descriptor that libvips writes to. Raises OSError instead of libvips' error, which does
+    not tell a disk that is full from a picture that is damaged."""
+
+    def __init__(self, vips: Any, into: int) -> None:
+        self._into = into
+        self._error: OSError | None = None
+        self._target = vips.TargetCustom()
+        self._target.on_write(self._write)
+
+    def __enter__(self) -> Any:
+        return self._target
+
+    def __exit__(self, *_: object) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write(self, data: Any) -> int:
+        try:
+            return os.write(self._into, data)
+        except OSError as error:
+            self._error = error
+            return -1
 
 
 def _vips() -> Any:

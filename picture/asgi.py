@@ -15,7 +15,6 @@ Importing this module waits until the database answers, so that no server listen
 
 import asyncio
 import contextlib
-import hashlib
 import io
 import math
 import os
@@ -39,13 +38,15 @@ import psycopg2
 from a2wsgi import WSGIMiddleware
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.db import InterfaceError, OperationalError, connection
+from django.db import connection
+
+from batches.database import DATABASE_AWAY, reason
 
 WEB_THREADS = 8
 BODY_TIMEOUT_S = 20.0
 UPLOAD_PATH = "/api/v1/references/"
 UPLOAD_TIMEOUT_S = 120.0
-# Each may take the disk for a whole file before anybody knows who sends it.
+# Each may take the disk for a whole file.
 UPLOADS_AT_A_TIME, UPLOADS_EACH = 16, 8
 # Of a form around its file.
 FORM_BYTES = 64 * 1024
@@ -73,10 +74,10 @@ Send = Callable[[Message], Awaitable[None]]
 def wait_for_database() -> None:
     """Return when the database takes connections; say so on stderr if that is not at once."""
     with _ending_when_asked():
-        reason = _database_trouble()
-        if not reason:
+        trouble = _database_trouble()
+        if not trouble:
             return
-        print(f"picture: waiting for the database: {reason}", file=sys.stderr, flush=True)
+        print(f"picture: waiting for the database: {trouble}", file=sys.stderr, flush=True)
         while _database_trouble():
             time.sleep(CONNECT_PAUSE_S)
         print("picture: the database is there", file=sys.stderr, flush=True)
@@ -89,7 +90,7 @@ def _database_trouble() -> str:
     try:
         psycopg2.connect(**{**params, "connect_timeout": CONNECT_TIMEOUT_S}).close()
     except psycopg2.OperationalError as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return reason(error)
     return ""
 
 
@@ -136,8 +137,11 @@ _zips: Any = WSGIMiddleware(_taken, workers=EXPORTS_AT_A_TIME)
 wait_for_database()
 
 # They import models, for which Django must have been set up.
+from rest_framework.exceptions import APIException  # noqa: E402
+
+from batches.api import errors  # noqa: E402
 from batches.live.consumers import live_application  # noqa: E402
-from batches.live.credentials import credentials_of  # noqa: E402
+from batches.live.credentials import caller_of  # noqa: E402
 from batches.live.hub import Hub  # noqa: E402
 from picture.waiting import Waiting  # noqa: E402
 
@@ -146,31 +150,23 @@ _live = live_application(_hub)
 
 
 class _Places:
-    """So many requests at a time, and of one caller not more than its share."""
+    """So many requests at a time, and of one user not more than its share."""
 
     def __init__(self, count: int, each: int) -> None:
         self._count, self._each = count, each
-        self._callers: Counter[bytes] = Counter()
+        self._held: Counter[int] = Counter()
 
-    def is_full(self, scope: Message) -> bool:
-        mine = self._callers[_caller(scope)]
-        return self._callers.total() >= self._count or mine >= self._each
+    def is_full(self, user_id: int) -> bool:
+        return self._held.total() >= self._count or self._held[user_id] >= self._each
 
     @contextlib.contextmanager
-    def taken(self, scope: Message) -> Iterator[None]:
-        caller = _caller(scope)
-        self._callers[caller] += 1
+    def taken(self, user_id: int) -> Iterator[None]:
+        self._held[user_id] += 1
         try:
             yield
         finally:
-            self._callers[caller] -= 1
-            self._callers += Counter()  # forgets those that have none
-
-
-def _caller(scope: Message) -> bytes:
-    headers = dict(scope["headers"])
-    said = headers.get(b"authorization", b"") + b"\0" + headers.get(b"cookie", b"")
-    return hashlib.sha256(said).digest()
+            self._held[user_id] -= 1
+            self._held += Counter()  # forgets those that have none
 
 
 _uploads = _Places(UPLOADS_AT_A_TIME, UPLOADS_EACH)
@@ -193,29 +189,30 @@ async def application(scope: Message, receive: Receive, send: Send) -> None:
 
 
 async def _answer(scope: Message, receive: Receive, send: Send) -> None:
-    if _is_export(scope):
-        await _export(scope, receive, send)
-    elif not _is_upload(scope):
+    is_export, is_upload = _is_export(scope), _is_upload(scope)
+    if not is_export and not is_upload:
         await _serve(_django, scope, receive, send, _bounds(scope))
-    elif not await _is_known(scope):
+    elif (user_id := await _user_id(scope)) is None:
         # Django refuses it, and needs no body for that.
         await _serve(_django, scope, receive, send, _kept_nothing())
-    elif _uploads.is_full(scope):
-        await _serve(_busy_with("TooBusy"), scope, receive, send, _kept_nothing())
+    elif is_export:
+        await _export(user_id, scope, receive, send)
+    elif _uploads.is_full(user_id):
+        await _serve(_refusing(errors.TooBusy), scope, receive, send, _kept_nothing())
     else:
-        with _uploads.taken(scope):
+        with _uploads.taken(user_id):
             await _serve(_django, scope, receive, send, _upload_bounds())
 
 
-async def _export(scope: Message, receive: Receive, send: Send) -> None:
+async def _export(user_id: int, scope: Message, receive: Receive, send: Send) -> None:
     """Hand out a ZIP, however long that takes, as long as each piece is taken in time."""
     with io.BytesIO() as nothing:
         if await _read_body(receive, nothing, _kept_nothing()) is None:
             return
-    if _exports.is_full(scope):
-        await _busy_with("ExportsBusy")(scope, receive, send)
+    if _exports.is_full(user_id):
+        await _refusing(errors.ExportsBusy)(scope, receive, send)
         return
-    with _exports.taken(scope):
+    with _exports.taken(user_id):
         gone = threading.Event()
         watch = asyncio.create_task(_note_end(receive, gone))
         try:
@@ -241,8 +238,7 @@ async def _serve(app: Any, scope: Message, receive: Receive, send: Send, bounds:
         try:
             size_bytes = await _read_body(receive, body, bounds)
         except TimeoutError:
-            await send({"type": "http.response.start", "status": 408, "headers": []})
-            await send({"type": "http.response.body"})
+            await _refusing(errors.BodyTooLate)(scope, receive, send)
             return
         if size_bytes is None:
             return
@@ -257,25 +253,20 @@ def _is_upload(scope: Message) -> bool:
 
 
 def _is_export(scope: Message) -> bool:
-    is_somebody = not _is_anonymous(scope) or b"cookie" in dict(scope["headers"])
     is_read = scope["method"] in ("GET", "HEAD")
-    return bool(is_somebody and is_read and EXPORT_PATH.fullmatch(scope["path"]))
+    return bool(is_read and EXPORT_PATH.fullmatch(scope["path"]))
 
 
-async def _is_known(scope: Message) -> bool:
-    """Whether the token is good: who has none must not hold a place for as long as a body may take.
+async def _user_id(scope: Message) -> int | None:
+    """Who asks, looked up: what anybody can make up must not hold a place. `None`: nobody.
 
     While the database is away nobody can tell, and Django says so.
     """
     try:
-        who = partial(credentials_of, {**scope, "subprotocols": ()})
-        return not _is_anonymous(scope) and await _hub.read(who) is not None
-    except (OperationalError, InterfaceError):
-        return False
-
-
-def _is_anonymous(scope: Message) -> bool:
-    return not dict(scope["headers"]).get(b"authorization")
+        caller = await _hub.read(partial(caller_of, scope))
+    except DATABASE_AWAY:
+        return None
+    return caller.user_id if caller else None
 
 
 def _bounds(scope: Message) -> _Bounds:
@@ -318,20 +309,17 @@ async def _read_body(receive: Receive, body: BinaryIO, bounds: _Bounds) -> int |
     return min(read_bytes, bounds.keep_bytes)
 
 
-def _busy_with(name: str) -> Callable[[Message, Receive, Send], Awaitable[None]]:
-    """An application that answers with this one of the API's errors, `TooBusy` or kin."""
+def _refusing(error: type[APIException]) -> Callable[[Message, Receive, Send], Awaitable[None]]:
+    """An application that answers everything with this one of the API's errors."""
 
-    async def busy(scope: Message, receive: Receive, send: Send) -> None:
-        # What it imports can be imported when Django has been set up.
-        from batches.api import errors
-
-        response = errors.too_busy(getattr(errors, name))
+    async def refuse(scope: Message, receive: Receive, send: Send) -> None:
+        response = errors.unread(error)
         headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
         status = response.status_code
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": response.content})
 
-    return busy
+    return refuse
 
 
 def _complete(scope: Message, size_bytes: int) -> Message:

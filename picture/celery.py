@@ -113,7 +113,7 @@ def let_others_go_first(**_: Any) -> None:
 @worker_init.connect
 def trust_connections(**_: Any) -> None:
     """Skip the look at the connection that web requests take: a task whose connection turns out
-    to be gone is put off, see `worker.retries.DATABASE_AWAY`."""
+    to be gone is put off, see `worker.retries.WHILE_DATABASE_AWAY`."""
     connections.settings["default"]["CONN_HEALTH_CHECKS"] = False
 
 

@@ -282,6 +282,9 @@ GENERATION_DEADLINE = read(
     "GENERATION_DEADLINE", whole_number(5, 86_400), 600, form="seconds from 5 to 86400"
 )
 LEASE_SECONDS = read("LEASE_SECONDS", whole_number(1, 86_400), 60, form="seconds from 1 to 86400")
+CHANNEL_SETTLE_SECONDS = read(
+    "CHANNEL_SETTLE_SECONDS", whole_number(1, 3_600), 60, form="seconds from 1 to 3600"
+)
 MAX_BODY_BYTES = 1_000_000
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
@@ -387,7 +390,6 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "picture.urls"
-WSGI_APPLICATION = None
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -405,7 +407,6 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
-LANGUAGE_CODE = "en-us"
 USE_I18N = False
 USE_TZ = True
 TIME_ZONE = "UTC"

@@ -195,20 +195,14 @@ def _any_port() -> int:
 
 def port_is_free(port: int) -> bool:
     """Tell whether a server could listen on a TCP port of the loopback address."""
-    try:
-        _bind(port)
-    except OSError:
-        return False
-    return True
-
-
-def _bind(port: int) -> int:
     with socket.socket() as listener:
         # As servers do, so that connections of a server that has ended do not count.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
-        bound: int = listener.getsockname()[1]
-        return bound
+        try:
+            listener.bind((HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 # --- one process ------------------------------------------------------------------------------

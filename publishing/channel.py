@@ -16,6 +16,10 @@ from typing import Any, ClassVar, Protocol
 
 from generation.provider import Failure, InputFile
 
+# In the remote ids of what was a product already and is to be another: until the step `product` is
+# taken again, what `find` sees may be the product as it was.
+CHANGED = "changed"
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -43,7 +47,9 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A step was taken. `remote_ids` are new or changed ids; `url` is where the product is seen."""
+    """A step was taken. `remote_ids` are new or changed ids; `url` is where the product is seen.
+
+    `raw` is the channel's answer, kept with the record of a step that creates something."""
 
     remote_ids: Mapping[str, str] = field(default_factory=dict)
     url: str = ""
@@ -52,10 +58,9 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """The channel is still at it: ask again after so long."""
+    """The channel is still at it: ask again after so long. No answer of a step that creates."""
 
     after_s: float
-    raw: Any = None
 
 
 @dataclass(frozen=True, slots=True)

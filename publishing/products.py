@@ -15,7 +15,7 @@ from jsonschema.exceptions import ValidationError
 CHANNELS = ("printify", "shopify")
 CREDENTIAL_FIELDS = {"printify": ("token",), "shopify": ("access_token",)}
 # No other host is reached by what a user writes.
-SHOP_PATTERN = r"^[a-z0-9][a-z0-9-]{0,99}\.myshopify\.com$"
+SHOP_PATTERN = r"^[a-z0-9][a-z0-9-]{0,99}\.myshopify\.com\Z"
 PRODUCT_TYPES_LIMIT = 200
 VARIANT_IDS_LIMIT = 100
 UNKNOWN_FIELDS_TOLD = 20
@@ -113,7 +113,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "properties": {
             "shop": {
                 "type": "string",
-                "pattern": SHOP_PATTERN.replace("$", r"\Z"),
+                "pattern": SHOP_PATTERN,
                 "description": "the shop's own domain such as example.myshopify.com",
             },
             "status": {"enum": ["ACTIVE", "DRAFT"]},
@@ -188,7 +188,7 @@ def _problems(error: ValidationError) -> Iterator[AccountProblem]:
         case "enum":
             allowed = [str(value) for value in wanted]
             yield place, "invalid", f"Must be one of {', '.join(allowed)}.", allowed
-        case "propertyNames" | "maxProperties" if "properties" not in schema:
+        case "maxProperties":
             yield place, "invalid", f"At most {PRODUCT_TYPES_LIMIT} product types are taken.", None
         case _ if "propertyNames" in error.absolute_schema_path:
             name = str(value)[:60]

@@ -1,4 +1,5 @@
-"""One PostgreSQL and one Redis for the whole run, from the same wheels as everywhere else.
+"""One PostgreSQL and one Redis for the whole run, from the same wheels as everywhere else, and one
+simulator for all tests of a process that ask for one.
 
 The environment is set before Django's settings are read: that is why the settings module is
 named here and not in pyproject.toml.
@@ -6,13 +7,18 @@ named here and not in pyproject.toml.
 
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import django
 import pytest
 
+from generation.http import HttpClient
 from picture import embedded
+from tests.faults.proxy import TcpProxy
+from tests.simulator.support import Receiver, running_simulator
 
 OWN = ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "PUBLIC_URL", "STORAGE_BUCKET", "RETRY_DELAYS")
 OWN += ("PRINTIFY_BASE_URL", "SHOPIFY_BASE_URL", "CREDENTIALS_KEYS")
@@ -64,3 +70,49 @@ def media(settings, tmp_path):
         },
     }
     return tmp_path / "media"
+
+
+# --- A simulator, and the way to it -------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def simulator_process():
+    with running_simulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def sim(simulator_process):
+    """The simulator, as good as new for each test."""
+    assert simulator_process.request("POST", "/_sim/reset").status_code == 204
+    return simulator_process
+
+
+@pytest.fixture
+def network(sim):
+    """A way to the simulator that can be made to fail."""
+    parts = urlsplit(sim.url)
+    with TcpProxy((parts.hostname, parts.port)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def receiver():
+    """Takes webhooks."""
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+def http():
+    with HttpClient(timeout_s=5, connect_timeout_s=1) as client:
+        yield client
+
+
+@pytest.fixture
+def refused_url():
+    """A URL on a port where nothing listens, without a path."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    return f"http://127.0.0.1:{port}"

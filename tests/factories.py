@@ -13,7 +13,17 @@ from knox.models import get_token_model
 
 from batches import lifecycle
 from batches.lifecycle import NewGeneration
-from batches.models import Batch, Generation, GenerationStatus, Image, Lane, Reference
+from batches.models import (
+    Batch,
+    Generation,
+    GenerationStatus,
+    Image,
+    Lane,
+    Publication,
+    PublicationStatus,
+    Reference,
+    ReviewStatus,
+)
 
 MODEL = "black-forest-labs/flux-schnell"
 _numbers = itertools.count(1)
@@ -95,6 +105,40 @@ def make_image(generation: Generation | None = None, *, image_format: str = "png
     Image.objects.describe(1)
     image.refresh_from_db(fields=["search"])
     return image
+
+
+def approve(*images: Image) -> list[Image]:
+    """Images as they are once their owner has approved them."""
+    Image.objects.filter(pk__in=[image.pk for image in images]).update(
+        review_status=ReviewStatus.APPROVED, reviewed_at=Now()
+    )
+    for image in images:
+        image.refresh_from_db(fields=["review_status", "reviewed_at"])
+    return list(images)
+
+
+def make_publication(
+    image: Image | None = None, status: str = PublicationStatus.PUBLISHING, **overrides: Any
+) -> Publication:
+    """A publication of an image which has come as far as `status`; it takes no account."""
+    image = image or make_image()
+    fields: dict[str, Any] = {
+        "owner_id": image.owner_id,
+        "image": image,
+        "channel": "printify",
+        "status": status,
+        "product_type": "mug",
+        "title": "A mug",
+    }
+    if status != PublicationStatus.PUBLISHING:
+        fields["finished_at"] = Now()
+    if status == PublicationStatus.PUBLISHED:
+        fields["published_at"] = Now()
+    if status == PublicationStatus.PUBLISH_FAILED:
+        fields["error_code"] = "invalid"
+    publication = Publication.objects.create(**{**fields, **overrides})
+    publication.refresh_from_db(fields=["finished_at", "published_at"])
+    return publication
 
 
 def make_reference(owner: Any = None, colour: str = "red") -> Reference:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import Error, connection
@@ -28,9 +29,15 @@ HELD_MAX_S = 300.0
 # Prolongs what is held: turns by id.
 Renew = Callable[[dict[uuid.UUID, int]], None]
 
-_turns: dict[uuid.UUID, int] = {}
-_since_s: dict[uuid.UUID, float] = {}
-_renew: dict[uuid.UUID, Renew] = {}
+
+@dataclass(slots=True)
+class _Held:
+    turn: int
+    renew: Renew
+    since_s: float
+
+
+_held: dict[uuid.UUID, _Held] = {}
 _lock = threading.Lock()
 _pid = 0
 
@@ -40,22 +47,21 @@ def holding(lease_id: uuid.UUID, turn: int, renew: Renew | None = None) -> Itera
     """Prolong a lease for as long as the block takes; by `renew` if it is none of a generation."""
     _start()
     with _lock:
-        _turns[lease_id], _since_s[lease_id] = turn, time.monotonic()
-        _renew[lease_id] = renew or Lease.objects.renew
+        _held[lease_id] = _Held(turn, renew or Lease.objects.renew, time.monotonic())
     try:
         yield
     finally:
         with _lock:
             # A later turn of the same lease may be held by now.
-            if _turns.get(lease_id) == turn:
-                del _turns[lease_id], _since_s[lease_id], _renew[lease_id]
+            if lease_id in _held and _held[lease_id].turn == turn:
+                del _held[lease_id]
 
 
 def goes_on(lease_id: uuid.UUID) -> None:
     """Say that a block which holds a lease has come further: it does not hang."""
     with _lock:
-        if lease_id in _since_s:
-            _since_s[lease_id] = time.monotonic()
+        if lease_id in _held:
+            _held[lease_id].since_s = time.monotonic()
 
 
 def interval_s() -> float:
@@ -70,9 +76,7 @@ def _start() -> None:
     with _lock:
         if _pid != os.getpid():
             _pid = os.getpid()
-            _turns.clear()
-            _since_s.clear()
-            _renew.clear()
+            _held.clear()
             threading.Thread(target=_beat, name="heartbeat", daemon=True).start()
 
 
@@ -80,20 +84,18 @@ def _beat() -> None:
     pause = threading.Event()
     while not pause.wait(interval_s()):
         since_s = time.monotonic() - HELD_MAX_S
-        held: defaultdict[Renew, dict[uuid.UUID, int]] = defaultdict(dict)
+        turns: defaultdict[Renew, dict[uuid.UUID, int]] = defaultdict(dict)
         with _lock:
-            for one, turn in _turns.items():
-                if _since_s[one] > since_s:
-                    held[_renew[one]][one] = turn
-        if not held:
-            continue
-        try:
-            for renew, turns in held.items():
-                renew(turns)
-        except Error as error:
-            logger.warning("cannot prolong %d leases: %s", sum(map(len, held.values())), error)
-        except Exception:
-            # Whatever it is, it must not end all signs of life of this process for good.
-            logger.exception("cannot prolong %d leases", sum(map(len, held.values())))
-        finally:
-            connection.close()
+            for lease_id, one in _held.items():
+                if one.since_s > since_s:
+                    turns[one.renew][lease_id] = one.turn
+        for renew, mine in turns.items():
+            try:
+                renew(mine)
+            except Error as error:
+                logger.warning("cannot prolong %d leases: %s", len(mine), error)
+            except Exception:
+                # Whatever it is, it must not end all signs of life of this process for good.
+                logger.exception("cannot prolong %d leases", len(mine))
+            finally:
+                connection.close()

@@ -18,12 +18,11 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from batches import lifecycle
 from batches.lifecycle import Report
 from batches.models import Lease
+from batches.wake import BROKER_AWAY
 from generation.provider import Failure, WebhookDelivery, WebhookRefusal
 from worker import canvas
 from worker.providers import FACTORIES, Unconfigured, get_provider
@@ -101,7 +100,7 @@ def _wake(generation_id: uuid.UUID) -> None:
     try:
         for member in Lease.objects.members([generation_id]):
             canvas.publish(member)
-    except (RedisError, OperationalError) as error:
+    except BROKER_AWAY as error:
         logger.warning("broker unavailable, %s is looked at when planned: %s", generation_id, error)
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -25,20 +25,21 @@ from celery import Task, shared_task
 from django.conf import settings
 from django.core.files.storage import default_storage
 from django.db import transaction
-from kombu.exceptions import OperationalError as BrokerError
-from redis.exceptions import RedisError
 
-from batches import publications
+from batches import publications, wake
+from batches.database import DATABASE_AWAY
 from batches.models import CallOutcome, Image, PublicationAttempt
+from batches.pools import STOPPING
 from batches.publications import Work
 from batches.signing import URL_LIFETIME_S, signed_url
 from generation import images
-from generation.http import HttpClient
 from generation.provider import ErrorClass, Failure, InputFile
 from publishing import products
 from publishing.channel import Channel, Done, Item, Pending, Step
 from worker import heartbeat, sweeper
-from worker.retries import DATABASE_AWAY, DATABASE_GONE, DATABASE_RETRY_S, JITTER, backoff_s
+from worker.providers import http_client
+from worker.retries import DATABASE_RETRY_S, JITTER, WHILE_DATABASE_AWAY, backoff_s
+from worker.stored import open_stored
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,10 @@ logger = logging.getLogger(__name__)
 ROOM = 8
 # Steps of one delivery; no channel has nearly as many.
 STEPS_MAX = 20
-# Says that the account is to be looked after by its owner, and nothing about the publication.
-STOPPING = (ErrorClass.AUTH, ErrorClass.INSUFFICIENT_CREDIT)
 # While an account is stopped, what waits for it looks this often whether it goes on.
 STOPPED_LOOK_S = 300.0
 # The same will not be answered otherwise the next time.
 PERMANENT = (
-    ErrorClass.CONTENT_POLICY,
     ErrorClass.INVALID_INPUT,
     ErrorClass.NOT_FOUND,
     ErrorClass.BAD_OUTPUT,
@@ -63,7 +61,6 @@ WITHOUT_EFFECT = (
     *PERMANENT,
     ErrorClass.RATE_LIMITED,
     ErrorClass.PROVIDER_UNAVAILABLE,
-    ErrorClass.QUEUE_FULL,
 )
 # The shortest and the longest wait that a channel may impose on us, and the one if it names none.
 MIN_BLOCK_S, MAX_BLOCK_S, BLOCK_S = 1.0, 1_800.0, 10.0
@@ -74,7 +71,7 @@ MIN_LOOK_S, LOOK_S, MAX_LOOK_S = 0.5, 5.0, 600.0
 SOON_S = 30.0
 # The most that a step takes, but for a search through a long list.
 CALLS_PER_STEP = 3
-OUTCOME_UNKNOWN, IMAGE_DELETED, NO_ACCOUNT = "outcome_unknown", "image_deleted", "no_account"
+OUTCOME_UNKNOWN = "outcome_unknown"
 
 # Pictures above this are sent one at a time.
 LARGE_BYTES = 8 * 1024 * 1024
@@ -83,26 +80,19 @@ AS_THEY_ARE = ("png", "jpeg")
 # Of a picture that is sent as PNG: at most this for each pixel.
 PNG_PIXEL_BYTES = 4
 
-BROKER_GONE = (BrokerError, RedisError)
-
 _room = threading.BoundedSemaphore(ROOM)
 # Pictures are decoded one at a time: each may take the memory of all its pixels.
 _converting = threading.Lock()
 _sending_large = threading.Lock()
 
 
-@cache
-def _http() -> HttpClient:
-    return HttpClient()
-
-
-@shared_task(name="publish.dispatch", **DATABASE_AWAY)
+@shared_task(name="publish.dispatch", **WHILE_DATABASE_AWAY)
 def dispatch() -> None:
     """Send messages for what is due."""
     sweeper.publish_due()
 
 
-@shared_task(bind=True, name="publish.deliver", **DATABASE_AWAY)
+@shared_task(bind=True, name="publish.deliver", **WHILE_DATABASE_AWAY)
 def deliver(self: Task, publication_id: str, turn: int) -> None:
     """Take a publication as far as it goes now."""
     if not _room.acquire(blocking=False):
@@ -115,7 +105,7 @@ def deliver(self: Task, publication_id: str, turn: int) -> None:
         with heartbeat.holding(work.publication.pk, work.turn, publications.renew):
             try:
                 _deliver(self, work)
-            except DATABASE_GONE as error:
+            except DATABASE_AWAY as error:
                 # By the turn that was taken: the one in the message is over.
                 args = (publication_id, work.turn)
                 raise self.retry(args=args, exc=error, countdown=DATABASE_RETRY_S) from error
@@ -124,22 +114,20 @@ def deliver(self: Task, publication_id: str, turn: int) -> None:
     # Whatever there was no room for.
     try:
         sweeper.publish_due(limit=1)
-    except BROKER_GONE as error:
+    except wake.BROKER_AWAY as error:
         logger.warning("broker unavailable, the sweep will publish: %s", error)
 
 
 def _deliver(task: Task, work: Work) -> None:
     if work.left_s <= 0:
         _fail_late(work)
-    elif work.account is None:
-        _fail(work, NO_ACCOUNT, "There is no account to publish it with.")
-    else:
-        channel = publications.open_channel(work.account, http=_http())
-        if isinstance(channel, Failure):
-            _later_or_never(task, work, channel)
-            return
-        with contextlib.ExitStack() as files:
-            _take_steps(task, work, channel, _Artwork(work.image, files))
+        return
+    channel = publications.open_channel(work.account, http=http_client())
+    if isinstance(channel, Failure):
+        _later_or_never(task, work, channel)
+        return
+    with contextlib.ExitStack() as files:
+        _take_steps(task, work, channel, _Artwork(work.image, files))
 
 
 def _take_steps(task: Task, work: Work, channel: Channel, artwork: "_Artwork") -> None:
@@ -148,19 +136,12 @@ def _take_steps(task: Task, work: Work, channel: Channel, artwork: "_Artwork") -
     for _ in range(STEPS_MAX):
         heartbeat.goes_on(publication.pk)
         item = _item(work, artwork)
-        if item is None:
-            message = f"There is no product type {publication.product_type!r} any more."
-            _fail(work, ErrorClass.INVALID_INPUT, message)
-            return
         step = Step(attempt.step) if attempt is not None else channel.next_step(item)
         if step is None:
             if publications.complete_publication(work=work):
                 logger.info("publication %s: published", publication.pk)
             return
         is_find = attempt is not None
-        if work.image is None and step.creates and not is_find:
-            _fail(work, IMAGE_DELETED, "The image was deleted before it was published.")
-            return
         if step.name == looked:  # it has noted something, and is to be asked again
             _go_on_later(task, work, Pending(LOOK_S))
             return
@@ -224,15 +205,12 @@ def _create(task: Task, work: Work, channel: Channel, step: Step, item: Item) ->
     answer = channel.take(step, item)
     if isinstance(answer, Done):
         return _keep(work, step, answer, attempt)
-    failure = _STILL_AT_IT if isinstance(answer, Pending) else answer
-    outcome = CallOutcome.UNKNOWN
-    if failure.error_class in WITHOUT_EFFECT:
-        outcome = CallOutcome.FAILED
+    assert isinstance(answer, Failure)  # only what creates nothing is `Pending`
+    is_certain = answer.error_class in WITHOUT_EFFECT
+    outcome = CallOutcome.FAILED if is_certain else CallOutcome.UNKNOWN
     with transaction.atomic():
-        publications.end_attempt(attempt=attempt, outcome=outcome, failure=failure)
-        attempt.outcome = outcome
-        least_s = publications.settled_s(attempt) if outcome == CallOutcome.UNKNOWN else 0
-        _go_on_later(task, work, answer, least_s)
+        publications.end_attempt(attempt=attempt, outcome=outcome, failure=answer)
+        _later_or_never(task, work, answer)
     return False
 
 
@@ -243,13 +221,16 @@ def _find(
     found = channel.find(step, item)
     if isinstance(found, Done):
         logger.warning("publication %s: %s was done", work.publication.pk, step.name)
-        return _keep(work, step, found, attempt)
+        if _keep(work, step, found, attempt):
+            return True
+        _put_off(task, work, 0)  # its answer has come after all
+        return False
     if isinstance(found, Failure):
         _later_or_never(task, work, found, is_find=True)
         return False
-    if work.unsure_s < 0:
+    if work.settled_s < 0:
         # It may still arrive there, or still be worked on.
-        _put_off(task, work, -work.unsure_s)
+        _put_off(task, work, -work.settled_s)
         return False
     failure = Failure(ErrorClass.INTERRUPTED, "The call did not reach the channel.")
     if publications.end_attempt(attempt=attempt, outcome=CallOutcome.FAILED, failure=failure):
@@ -271,7 +252,6 @@ def _keep(work: Work, step: Step, done: Done, attempt: PublicationAttempt | None
 
 def _is_allowed(task: Task, work: Work, channel: Channel, step: Step, *, is_find: bool) -> bool:
     """Take what a step needs of the account's limits; else put the publication off."""
-    assert work.account is not None
     allowance = publications.take_allowance(
         account=work.account,
         limits=channel.limits,
@@ -293,35 +273,33 @@ def _is_allowed(task: Task, work: Work, channel: Channel, step: Step, *, is_find
 
 # --- Later, or never ----------------------------------------------------------------------------
 
-_STILL_AT_IT = Failure(ErrorClass.TIMEOUT_UNKNOWN, "The channel is still at it.")
 
-
-def _go_on_later(task: Task, work: Work, answer: Pending | Failure, least_s: float = 0) -> None:
+def _go_on_later(task: Task, work: Work, answer: Pending | Failure) -> None:
     if isinstance(answer, Failure):
-        _later_or_never(task, work, answer, least_s=least_s)
-        return
+        _later_or_never(task, work, answer)
+    else:
+        _put_off(task, work, _patience_s(work, answer.after_s))
+
+
+def _patience_s(work: Work, asked_s: float) -> float:
+    """How long to wait for a channel: the longer, the longer it has taken so far."""
     elapsed_s = publications.DEADLINE.total_seconds() - work.left_s
-    wait_s = max(answer.after_s, elapsed_s / 10, MIN_LOOK_S)
-    _put_off(task, work, max(min(wait_s, MAX_LOOK_S), least_s))
+    return max(asked_s, min(elapsed_s / 10, MAX_LOOK_S), MIN_LOOK_S)
 
 
-def _later_or_never(
-    task: Task, work: Work, failure: Failure, *, least_s: float = 0, is_find: bool = False
-) -> None:
+def _later_or_never(task: Task, work: Work, failure: Failure, *, is_find: bool = False) -> None:
     """Go on after a failure, by what it says about the account, the channel or the publication."""
     publication, error_class = work.publication, failure.error_class
     logger.warning("publication %s: %s: %s", publication.pk, error_class, failure.message)
     if error_class in STOPPING:
-        assert work.account is not None
         publications.stop_account(account=work.account, error_class=error_class)
         _put_off(task, work, STOPPED_LOOK_S)
         return
     if error_class == ErrorClass.RATE_LIMITED:
-        assert work.account is not None
         asked_s = BLOCK_S if failure.retry_after_s is None else failure.retry_after_s
         wait_s = min(max(asked_s, MIN_BLOCK_S), MAX_BLOCK_S)
         publications.block_account(account=work.account, seconds=wait_s)
-        _put_off(task, work, wait_s)
+        _put_off(task, work, _patience_s(work, wait_s))
         return
     if error_class == ErrorClass.NOT_FOUND or (error_class in PERMANENT and not is_find):
         _fail(work, error_class, failure.message)
@@ -333,7 +311,7 @@ def _later_or_never(
         return
     own_s = backoff_s(publication.retry_count, delays=delays, rand=random.random)
     asked_s = min(failure.retry_after_s or 0.0, MAX_BLOCK_S)
-    _put_off(task, work, max(own_s, asked_s, least_s), counts=True)
+    _put_off(task, work, max(own_s, asked_s), counts=True)
 
 
 def _put_off(task: Task, work: Work, seconds: float, *, counts: bool = False) -> None:
@@ -349,14 +327,14 @@ def _send(task: Task, args: tuple[str, int], countdown_s: float) -> None:
         task.apply_async(
             args=args, countdown=countdown_s, expires=sweeper.PUBLISH_KEPT_S, retry=False
         )
-    except BROKER_GONE as error:
+    except wake.BROKER_AWAY as error:
         logger.warning("broker unavailable, the sweep will go on with it: %s", error)
 
 
 def _fail_late(work: Work) -> None:
     hours = publications.DEADLINE.total_seconds() / 3600
-    stopped_by = work.account.stopped_by if work.account else ""
-    _fail(work, stopped_by or ErrorClass.TIMEOUT_RUN, f"Not published within {hours:.0f} hours.")
+    code = work.account.stopped_by or ErrorClass.TIMEOUT_RUN
+    _fail(work, code, f"Not published within {hours:.0f} hours.")
 
 
 def _fail(work: Work, code: str, message: str) -> None:
@@ -374,33 +352,29 @@ class _Artwork:
 
     `file` has what is stored until then, under the name and type that it will have. `url` is where
     the channel may fetch the same bytes from, empty when it cannot. What is written for it is gone
-    when `files` are closed. Without an image it has a type only, and is not to be sent.
+    when `files` are closed.
     """
 
-    def __init__(self, image: Image | None, files: contextlib.ExitStack) -> None:
+    def __init__(self, image: Image, files: contextlib.ExitStack) -> None:
         self.image, self.url = image, ""
         self._files, self._is_ready = files, False
-        if image is None:
-            self.file = InputFile("", "image/png", 0, "", open=_nothing)
-            return
         sent_as = image.format if image.format in AS_THEY_ARE else "png"
         self.file = InputFile(
             filename=f"{image.pk}.{images.EXTENSIONS[sent_as]}",
             content_type=f"image/{sent_as}",
             size_bytes=image.size_bytes,
             sha256=image.sha256,
-            open=partial(_open, image),
+            open=partial(open_stored, image.file),
         )
 
     @property
     def may_be_large(self) -> bool:
         size_bytes = self.file.size_bytes
-        if self.image is not None and self.image.format not in AS_THEY_ARE:
+        if self.image.format not in AS_THEY_ARE:
             size_bytes = max(size_bytes, self.image.width * self.image.height * PNG_PIXEL_BYTES)
         return size_bytes > LARGE_BYTES
 
     def make_ready(self) -> Failure | None:
-        assert self.image is not None
         if self._is_ready:
             return None
         if self.image.format in AS_THEY_ARE:
@@ -411,36 +385,24 @@ class _Artwork:
         return None
 
     def _convert(self, image: Image) -> Failure | None:
-        folder = self._files.enter_context(tempfile.TemporaryDirectory())
-        path = Path(folder) / "artwork.png"
         try:
-            with _converting, self.file.open() as stored:
-                if failure := images.write_png(stored, image.format, str(path)):
+            folder = self._files.enter_context(tempfile.TemporaryDirectory())
+            path = Path(folder) / "artwork.png"
+            with _converting, self.file.open() as stored, path.open("wb") as png:
+                if failure := images.write_png(stored, image.format, png):
                     return failure
-        except OSError as error:
-            logger.exception("image %s cannot be read", image.pk)
-            return Failure(ErrorClass.DOWNLOAD_FAILED, f"The image cannot be read: {error}.")
-        with path.open("rb") as png:
-            sha256 = hashlib.file_digest(png, "sha256").hexdigest()
-        self.file = replace(
-            self.file,
-            size_bytes=path.stat().st_size,
-            sha256=sha256,
-            open=lambda: cast(BinaryIO, path.open("rb")),
-        )
+            with path.open("rb") as written:
+                sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            self.file = replace(
+                self.file,
+                size_bytes=path.stat().st_size,
+                sha256=sha256,
+                open=lambda: cast(BinaryIO, path.open("rb")),
+            )
+        except OSError:  # a full disk, or a storage that is away
+            logger.exception("image %s cannot be converted", image.pk)
+            return Failure(ErrorClass.DOWNLOAD_FAILED, "The image cannot be read or converted.")
         return None
-
-
-def _nothing() -> BinaryIO:
-    raise OSError("The image was deleted.")
-
-
-def _open(image: Image) -> BinaryIO:
-    try:
-        return cast(BinaryIO, image.file.open("rb"))
-    # Whatever a storage raises: they have no exception in common.
-    except Exception as error:
-        raise OSError(str(error)) from error
 
 
 def _public_url(image: Image) -> str:
@@ -453,23 +415,19 @@ def _public_url(image: Image) -> str:
     return url if url.startswith("https://") else ""
 
 
-def _item(work: Work, artwork: _Artwork) -> Item | None:
-    """What is to be published, as far as it has come. `None`: there is no such product any more."""
+def _item(work: Work, artwork: _Artwork) -> Item:
+    """What is to be published, as far as it has come."""
     publication = work.publication
-    assert work.account is not None
-    product = products.product_types(publication.channel, work.account.options).get(
-        publication.product_type
-    )
-    if product is None:
-        return None
+    known = products.product_types(publication.channel, work.account.options)
     return Item(
         key=str(publication.pk),
         title=publication.title,
         product_type=publication.product_type,
-        product=product,
+        # None any more: what is made already is published all the same.
+        product=known.get(publication.product_type, {}),
         artwork=artwork.file,
-        width_px=artwork.image.width if artwork.image else 0,
-        height_px=artwork.image.height if artwork.image else 0,
+        width_px=artwork.image.width,
+        height_px=artwork.image.height,
         description=publication.description,
         tags=tuple(publication.tags),
         price_usd=publication.price_usd,

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from django.db import InterfaceError, OperationalError
+from batches.database import DATABASE_AWAY
 
 JITTER = 0.25
-# A restart of the database puts a task off; only the rows know how far it had come.
-DATABASE_GONE = (OperationalError, InterfaceError)
 DATABASE_RETRY_S = 2.0
-DATABASE_AWAY: dict[str, Any] = {
-    "autoretry_for": DATABASE_GONE,
+# A restart of the database puts a task off; only the rows know how far it had come.
+WHILE_DATABASE_AWAY: dict[str, Any] = {
+    "autoretry_for": DATABASE_AWAY,
     "retry_backoff": True,
     "retry_backoff_max": 30,
     "max_retries": None,

@@ -30,6 +30,7 @@ from django.db import IntegrityError
 
 from batches import cleanup, lifecycle, pools, scheduling, wake
 from batches.catalogue import get_model
+from batches.database import DATABASE_AWAY
 from batches.lifecycle import NOTHING_SPENT, Spent
 from batches.models import (
     GENERATION_TERMINAL,
@@ -57,7 +58,8 @@ from generation.provider import (
 from generation.renditions import Resize
 from worker import canvas, heartbeat, looks, sweeper
 from worker.providers import callback_url, can_make, get_provider
-from worker.retries import DATABASE_AWAY, DATABASE_GONE, DATABASE_RETRY_S, JITTER, backoff_s
+from worker.retries import DATABASE_RETRY_S, JITTER, WHILE_DATABASE_AWAY, backoff_s
+from worker.stored import open_stored
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +236,7 @@ def _fall_back(work: AtWork, attempt: Attempt, failure: Failure) -> None:
 # --- Admission ----------------------------------------------------------------------------------
 
 
-@shared_task(name="work.dispatch", **DATABASE_AWAY)
+@shared_task(name="work.dispatch", **WHILE_DATABASE_AWAY)
 def dispatch() -> int:
     """Admit what may run now and publish it; how many were admitted."""
     wake.dispatch_begins()
@@ -247,7 +249,7 @@ def dispatch() -> int:
     return len(admission.admitted)
 
 
-@shared_task(name="work.follow", **DATABASE_AWAY)
+@shared_task(name="work.follow", **WHILE_DATABASE_AWAY)
 def follow(generation_ids: list[str]) -> int:
     """Look at these now and not when planned; how many are at work."""
     members = Lease.objects.members([uuid.UUID(one) for one in generation_ids])
@@ -259,7 +261,7 @@ def follow(generation_ids: list[str]) -> int:
 # --- The first step -----------------------------------------------------------------------------
 
 
-@shared_task(bind=True, name="work.generate", **DATABASE_AWAY)
+@shared_task(bind=True, name="work.generate", **WHILE_DATABASE_AWAY)
 def generate(self: Task, generation_id: str, lease_id: str, turn: int | None = None) -> Outcome:
     """Submit if that is still to do, else look once."""
     work = Generation.objects.take_turn(generation_id, lease_id, turn, holds_slot=True)
@@ -268,7 +270,7 @@ def generate(self: Task, generation_id: str, lease_id: str, turn: int | None = N
     with heartbeat.holding(work.lease_id, work.turn):
         try:
             return _generate(self, work)
-        except DATABASE_GONE as error:
+        except DATABASE_AWAY as error:
             # By the turn that was taken: the one in the message is over.
             args = (generation_id, lease_id, work.turn)
             raise self.retry(args=args, exc=error, countdown=DATABASE_RETRY_S) from error
@@ -518,7 +520,7 @@ def _files(generation: Generation, model: Model | None) -> dict[str, tuple[Input
                 content_type=f"image/{reference.format}",
                 size_bytes=reference.size_bytes,
                 sha256=reference.sha256,
-                open=partial(_open, reference),
+                open=partial(open_stored, reference.file),
             )
             for reference in references.order_by("generations__position")
         )
@@ -541,15 +543,6 @@ def _unsendable(
         message = f"The workflow of {generation.model} has no place for {', '.join(sorted(lost))}."
         return Failure(ErrorClass.INVALID_INPUT, message)
     return None
-
-
-def _open(reference: Reference) -> BinaryIO:
-    try:
-        return cast(BinaryIO, reference.file.open("rb"))
-    # Whatever a storage raises: they have no exception in common.
-    except Exception as error:
-        logger.exception("reference %s cannot be read", reference.pk)
-        raise OSError(str(error)) from error
 
 
 def _find(task: Task, provider: Provider, work: AtWork, attempt: Attempt, left_s: float) -> Outcome:
@@ -672,7 +665,7 @@ def _cost_usd(generation: Generation, prediction: Prediction) -> Decimal:
 # --- The second step ----------------------------------------------------------------------------
 
 
-@shared_task(bind=True, name="work.download", **DATABASE_AWAY)
+@shared_task(bind=True, name="work.download", **WHILE_DATABASE_AWAY)
 def download(
     self: Task,
     outcome: Outcome,
@@ -698,7 +691,7 @@ def download(
     with heartbeat.holding(work.lease_id, work.turn):
         try:
             return _download(self, work, tries)
-        except DATABASE_GONE as error:
+        except DATABASE_AWAY as error:
             args = (outcome, generation_id, lease_id, work.turn, tries)
             raise self.retry(args=args, exc=error, countdown=DATABASE_RETRY_S) from error
 
@@ -800,7 +793,7 @@ def _store(image: Image, stem: str, stored: VerifiedImage, file: BinaryIO) -> No
 # --- The end of a batch -------------------------------------------------------------------------
 
 
-@shared_task(name="work.finalise_batch", **DATABASE_AWAY)
+@shared_task(name="work.finalise_batch", **WHILE_DATABASE_AWAY)
 def finalise_batch(batch_id: str) -> bool:
     """The chord's body."""
     return lifecycle.finalise_batch(batch_id=uuid.UUID(batch_id))

@@ -372,7 +372,7 @@ class ImageAdmin(lists.ReadOnlyAdmin):
     )
     list_filter: ClassVar[tuple[Any, ...]] = (
         lists.OwnerFilter,
-        lists.ImageBatchFilter,
+        lists.BatchFilter,
         lists.GenerationFilter,
         "review_status",
         "created_at",
@@ -401,7 +401,7 @@ class ImageAdmin(lists.ReadOnlyAdmin):
         "created",
     )
 
-    batch_link = show.row_link("generation__batch_id", Batch)
+    batch_link = show.row_link("batch_id", Batch)
     review_badge = show.column("review_status", show.badge, "review")
     reviewed = show.column("reviewed_at", show.moment)
     reviews = show.rows_link(Review, "image", "reviews")

@@ -172,10 +172,6 @@ class BatchFilter(RowFilter):
     model = Batch
 
 
-class ImageBatchFilter(BatchFilter):
-    path = "generation__batch"
-
-
 class GenerationFilter(RowFilter):
     title = parameter_name = path = "generation"
     model = Generation

@@ -58,7 +58,7 @@ PUBLICATION_COMMANDS = (
 
 ATTEMPT_FIELDS = (
     ("step", "status_badge"),
-    ("error_class", "error_message"),
+    ("error_class", "provider_code", "error_message"),
     ("created", "finished"),
     "raw_json",
 )

@@ -11,7 +11,6 @@ from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.core.exceptions import PermissionDenied
-from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -45,7 +44,7 @@ class ReviewQueueAdmin(ImageAdmin):
     change_list_template = "admin/batches/review_queue.html"
     list_per_page = PAGE_SIZE
     list_display = ("small",)
-    list_filter = (lists.OwnerFilter, lists.ImageBatchFilter, PendingModelFilter)
+    list_filter = (lists.OwnerFilter, lists.BatchFilter, PendingModelFilter)
 
     class Media:
         css: ClassVar = {"all": ("batches/admin.css",)}
@@ -65,7 +64,6 @@ class ReviewQueueAdmin(ImageAdmin):
         context = {
             "title": "Review queue",
             "may_review": self.has_operate_permission(request),
-            "tile": self.tile,
             "reason_max": REASON_MAX_LENGTH,
             "checkbox_name": ACTION_CHECKBOX_NAME,
         }
@@ -115,15 +113,9 @@ class ReviewQueueAdmin(ImageAdmin):
     ) -> None:
         user_id = request.user.pk
         assert user_id is not None  # nobody else comes here
-        with transaction.atomic():
-            # Locked, in the order that all lock images: another operator may look at them too.
-            undecided = pending().filter(pk__in=ids).order_by("pk").select_for_update(no_key=True)
-            outcomes = curation.review_images(
-                ids=list(undecided.values_list("pk", flat=True)),
-                status=status,
-                reviewer_id=user_id,
-                reason=reason,
-            )
+        outcomes = curation.review_images(
+            ids=ids, status=status, reviewer_id=user_id, reason=reason
+        )
         done = [one.id for one in outcomes if one.outcome == Result.DONE]
         if done:
             text = f"{status.label}. {reason}".strip()

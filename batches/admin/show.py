@@ -124,11 +124,10 @@ def column(field: str, render: Callable[[Any], str], label: str = "") -> Column:
 def row_link(field: str, model: type[Model]) -> Column:
     """A column that links to another row, which need not be loaded for it."""
 
-    @admin.display(description=field.split("__")[-1].removesuffix("_id"))
+    @admin.display(description=field.removesuffix("_id"))
     def column(_: Any, row: Any) -> str:
-        for name in field.split("__"):
-            row = getattr(row, name)
-        return link(page_url(model, row), short_id(row)) if row else EMPTY
+        pk = getattr(row, field)
+        return link(page_url(model, pk), short_id(pk)) if pk else EMPTY
 
     return column
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from django.db import InterfaceError, OperationalError
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils.log import log_response
 from drf_standardized_errors.formatter import ExceptionFormatter
@@ -24,6 +24,8 @@ from rest_framework.response import Response
 from rest_framework.settings import api_settings
 
 from batches import templates
+from batches.api import parsers
+from batches.database import DATABASE_AWAY, reason
 from batches.exports import StorageBroken
 from batches.intake import Problem, Refused
 from batches.references import Busy, StorageAway
@@ -31,8 +33,6 @@ from batches.references import Busy, StorageAway
 logger = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/problem+json"
-# What Django raises when the database is away, or ends a connection that was in use.
-DATABASE_AWAY = (OperationalError, InterfaceError)
 
 
 class InvalidRequest(APIException):
@@ -79,6 +79,19 @@ class BeingPublished(APIException):
     default_detail = "The image is being published."
 
 
+class AccountInUse(APIException):
+    status_code = HTTPStatus.CONFLICT
+    default_code = "account_in_use"
+    default_detail = "Something is being published with this account."
+
+
+class CheckFailed(APIException):
+    """A channel does not take an account, or cannot be asked; the code says why."""
+
+    status_code = HTTPStatus.CONFLICT
+    default_code = "check_failed"
+
+
 class TemplateInUse(APIException):
     status_code = HTTPStatus.CONFLICT
     default_code = "template_in_use"
@@ -87,6 +100,20 @@ class TemplateInUse(APIException):
 class LimitReached(APIException):
     status_code = HTTPStatus.CONFLICT
     default_code = "limit_reached"
+
+
+class BodyTooLate(APIException):
+    status_code = HTTPStatus.REQUEST_TIMEOUT
+    default_code = "body_too_late"
+    default_detail = "The body did not come in time."
+
+
+class BodyTooLarge(APIException):
+    status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    default_code = "body_too_large"
+
+    def __init__(self) -> None:
+        super().__init__(f"The body may be at most {settings.MAX_BODY_BYTES:,} bytes.")
 
 
 class InvalidIdempotencyKey(APIException):
@@ -214,6 +241,8 @@ class _Handler(ExceptionHandler):
             return TemplateInUse(str(exc))
         elif isinstance(exc, templates.LimitReached):
             return LimitReached(str(exc))
+        elif isinstance(exc, parsers.TooLarge):
+            return BodyTooLarge()
         elif isinstance(exc, DATABASE_AWAY):
             return DatabaseUnavailable()
         elif isinstance(exc, Busy):
@@ -250,12 +279,11 @@ def problem_response(exc: Exception, context: Any) -> Response | None:
 
 def _log_away(request: HttpRequest, response: HttpResponse, error: BaseException) -> None:
     """One line, and the one that Django has for every answer like it is not written."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
     log_response(
         "database unavailable: %s %s: %s",
         request.method,
         request.path,
-        reason,
+        reason(error),
         response=response,
         request=request,
         logger=logger,
@@ -264,7 +292,7 @@ def _log_away(request: HttpRequest, response: HttpResponse, error: BaseException
 
 
 def _plain(
-    status: HTTPStatus, code: str, detail: str, headers: Mapping[str, str] | None = None
+    status: int, code: str, detail: str, headers: Mapping[str, str] | None = None
 ) -> HttpResponse:
     request_id = str(uuid.uuid4())
     body = problem(status=status, code=code, detail=detail, request_id=request_id)
@@ -276,14 +304,11 @@ def _plain(
     )
 
 
-def _come_again(exc: type[DatabaseUnavailable | TooBusy]) -> HttpResponse:
-    headers = {"Retry-After": str(exc.wait)}
-    return _plain(exc.status_code, exc.default_code, exc.default_detail, headers)
-
-
-def too_busy(exc: type[TooBusy] = TooBusy) -> HttpResponse:
-    """For an upload, or another request, that is not even read."""
-    return _come_again(exc)
+def unread(exc: type[APIException]) -> HttpResponse:
+    """The answer to a request that none of our views has taken."""
+    wait = getattr(exc, "wait", None)
+    headers = {} if wait is None else {"Retry-After": str(wait)}
+    return _plain(exc.status_code, exc.default_code, str(exc.default_detail), headers)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -298,7 +323,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
     """Called while the exception is handled."""
     error = sys.exception()
     if isinstance(error, DATABASE_AWAY):
-        response = _come_again(DatabaseUnavailable)
+        response = unread(DatabaseUnavailable)
         _log_away(request, response, error)
         return response
     return _plain(HTTPStatus.INTERNAL_SERVER_ERROR, "error", "Something went wrong on our side.")

@@ -24,12 +24,8 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches.api.errors import (
-    DATABASE_AWAY,
-    IdempotencyKeyInUse,
-    IdempotencyKeyReused,
-    InvalidIdempotencyKey,
-)
+from batches.api.errors import IdempotencyKeyInUse, IdempotencyKeyReused, InvalidIdempotencyKey
+from batches.database import DATABASE_AWAY
 from batches.models import IdempotentRequest
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")

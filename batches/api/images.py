@@ -422,7 +422,7 @@ def _limited(place: str) -> Iterator[None]:
     try:
         yield
     except curation.TooMany as error:
-        more = "more than " if error.count == curation.COUNTED_MAX else ""
+        more = "more than " if error.are_more else ""
         detail = (
             f"These are {more}{error.count:,} images; "
             f"one action takes at most {curation.SELECTION_MAX:,}."

@@ -11,7 +11,6 @@ from django.shortcuts import get_object_or_404
 from drf_spectacular.utils import (
     OpenApiExample,
     OpenApiResponse,
-    PolymorphicProxySerializer,
     extend_schema,
     extend_schema_field,
     extend_schema_view,
@@ -22,13 +21,19 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet
 
-from batches.api import waiting
-from batches.api.dry_run import DRY_RUN, OutlineSerializer, with_dry_run
+from batches.api.dry_run import with_dry_run
 from batches.api.files import base_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.serializers import BatchSerializer, ProblemFieldSerializer, ProblemSerializer
-from batches.api.views import CONFLICT, KEY_IN_USE, OwnedView, data_of
+from batches.api.views import (
+    CONFLICT,
+    WORK_PARAMETERS,
+    OwnedView,
+    WorkView,
+    data_of,
+    work_responses,
+)
 from batches.forms import (
     JSON_OBJECT,
     ChangedScheduleSerializer,
@@ -53,20 +58,7 @@ from batches.templates import (
 )
 
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
-# What makes a batch takes, and answers.
-TAKEN = (*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN)
-MADE = {
-    200: OpenApiResponse(
-        PolymorphicProxySerializer(
-            component_name="BatchOrOutline",
-            serializers=[BatchSerializer, OutlineSerializer],
-            resource_type_field_name=None,
-        ),
-        description="It has ended while you waited; or what a dry run tells.",
-    ),
-    202: OpenApiResponse(BatchSerializer, description="Stored and in line."),
-    CONFLICT: KEY_IN_USE,
-}
+BATCH_RESPONSES = work_responses("BatchOrOutline", BatchSerializer)
 TOO_MANY_OR_KEY_IN_USE = OpenApiResponse(
     ProblemSerializer,
     description="`limit_reached`, or a request with the same `Idempotency-Key` is in progress.",
@@ -114,7 +106,7 @@ class TemplateSerializer(serializers.ModelSerializer):
     list=extend_schema(summary="List your templates, newest first"),
     retrieve=extend_schema(summary="One template"),
 )
-class TemplateView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, GenericViewSet):
+class TemplateView(mixins.ListModelMixin, mixins.RetrieveModelMixin, WorkView, GenericViewSet):
     serializer_class = TemplateSerializer
     queryset = Template.objects.none()
     lookup_value_converter = "uuid"
@@ -201,8 +193,8 @@ class TemplateView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, 
     @extend_schema(
         summary="Submit a batch of a template",
         request=StartTemplateSerializer,
-        parameters=[*TAKEN],
-        responses=MADE,
+        parameters=WORK_PARAMETERS,
+        responses=BATCH_RESPONSES,
         examples=[
             OpenApiExample(
                 "With another model",
@@ -366,7 +358,7 @@ class ScheduleRunsView(mixins.ListModelMixin, OwnedView):
 # --- More of what there is ----------------------------------------------------------------------
 
 
-class SimilarImageView(OwnedView):
+class SimilarImageView(WorkView):
     """Images like one that there is."""
 
     serializer_class = BatchSerializer
@@ -385,8 +377,8 @@ class SimilarImageView(OwnedView):
         description="Its prompt, its settings and its reference images as they were asked, with "
         "new seeds.",
         request=SimilarImageSerializer,
-        parameters=[*TAKEN],
-        responses=MADE,
+        parameters=WORK_PARAMETERS,
+        responses=BATCH_RESPONSES,
         examples=[
             OpenApiExample(
                 "Eight more", request_only=True, value={"count": 8, "settings": {"steps": 2}}
@@ -399,7 +391,7 @@ class SimilarImageView(OwnedView):
         return self.accepted("/api/v1/batches/{}/", ready.submit())
 
 
-class SimilarBatchView(OwnedView):
+class SimilarBatchView(WorkView):
     """A batch like one that there is."""
 
     serializer_class = BatchSerializer
@@ -415,8 +407,8 @@ class SimilarBatchView(OwnedView):
     @extend_schema(
         summary="Generate the prompts of this batch anew, with new seeds",
         request=SimilarBatchSerializer,
-        parameters=[*TAKEN],
-        responses=MADE,
+        parameters=WORK_PARAMETERS,
+        responses=BATCH_RESPONSES,
         examples=[OpenApiExample("As it was", request_only=True, value={})],
     )
     @with_dry_run(_asked)

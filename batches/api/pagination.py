@@ -1,7 +1,7 @@
 """Lists by cursor, newest first.
 
-A cursor is a place in the order (created_at, id) and a direction. All rows of a batch are made
-at one moment, so the id decides between them and no page loses or repeats any.
+A cursor is a place in the order (created_at, id) and a direction, so that no page loses or repeats
+a row.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -17,6 +17,7 @@ from rest_framework.request import Request
 from rest_framework.utils.urls import replace_query_param
 
 from batches.api.files import base_url
+from batches.gallery import beyond_place, in_order
 
 
 class Place(NamedTuple):
@@ -28,7 +29,7 @@ class Place(NamedTuple):
 class RecentFirst(CursorPagination):
     """`?page_size=` up to 100; `next` and `previous` are complete addresses."""
 
-    ordering = ("-created_at", "-id")
+    ordering = in_order(newest_first=True)
     page_size = 20
     page_size_query_param = "page_size"
     max_page_size = 100
@@ -45,12 +46,7 @@ class RecentFirst(CursorPagination):
         newest_first = self.is_newest_first(request) != back
         beyond = Q()
         if place is not None:
-            way = "lt" if newest_first else "gt"
-            beyond = Q(
-                Q(**{f"created_at__{way}": place.created_at}) | Q(**{f"id__{way}": place.id}),
-                # Says no more than the line above, in a form that an index serves.
-                **{f"created_at__{way}e": place.created_at},
-            )
+            beyond = beyond_place(place.created_at, place.id, newest_first=newest_first)
         found = self.read(queryset, beyond, newest_first=newest_first, limit=size + 1)
         self.rows, more = found[:size], len(found) > size
         if back:
@@ -85,7 +81,7 @@ class RecentFirst(CursorPagination):
         self, queryset: QuerySet[Any], beyond: Q, *, newest_first: bool, limit: int
     ) -> list[Any]:
         """The first rows beyond a place, in that order."""
-        order = self.ordering if newest_first else ("created_at", "id")
+        order = in_order(newest_first=newest_first)
         return list(queryset.filter(beyond).order_by(*order)[:limit])
 
     def get_next_link(self) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import IO, Any, NoReturn
 
 from django.conf import settings
-from rest_framework.exceptions import APIException, ParseError
+from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
 
 MAX_DEPTH = 32
@@ -16,16 +16,12 @@ _SUSPECT = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
 _NUL = re.compile(r"(?<!\\)(\\\\)*\\u0000")
 
 
-class BodyTooLarge(APIException):
-    status_code = 413
-    default_code = "body_too_large"
-
-    def __init__(self) -> None:
-        super().__init__(f"The body may be at most {settings.MAX_BODY_BYTES:,} bytes.")
+class TooLarge(Exception):
+    """A body is larger than `MAX_BODY_BYTES`."""
 
 
 class BoundedJSONParser(BaseParser):
-    """Strict JSON of at most `MAX_BODY_BYTES`, nested at most `MAX_DEPTH` deep.
+    """Strict JSON of at most `MAX_BODY_BYTES`, nested at most `MAX_DEPTH` deep. Raises `TooLarge`.
 
     Not a `JSONParser`: to that one the framework hands the whole body, read beforehand.
     """
@@ -40,7 +36,7 @@ class BoundedJSONParser(BaseParser):
     ) -> Any:
         body = stream.read(settings.MAX_BODY_BYTES + 1)
         if len(body) > settings.MAX_BODY_BYTES:
-            raise BodyTooLarge
+            raise TooLarge
         try:
             data = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
             if body.count(b"[") + body.count(b"{") > MAX_DEPTH:

@@ -21,18 +21,26 @@ from drf_spectacular.utils import (
     extend_schema,
     extend_schema_field,
 )
-from rest_framework import serializers, status
+from rest_framework import serializers
 from rest_framework.generics import ListAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches.api import waiting
-from batches.api.dry_run import DRY_RUN, ended_or_outlined, with_dry_run
-from batches.api.files import base_url
+from batches.api.dry_run import with_dry_run
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
+from batches.api.publishing import publish, status_of
 from batches.api.serializers import ItemSerializer
-from batches.api.views import CONFLICT, KEY_IN_USE, OwnedView, StrictQuery, data_of
+from batches.api.views import (
+    CONFLICT,
+    KEY_IN_USE,
+    WORK_PARAMETERS,
+    OwnedView,
+    StrictQuery,
+    WorkView,
+    data_of,
+    work_responses,
+)
 from batches.catalogue import get_model
 from batches.curation import Action, Selection, act_on_images
 from batches.forms import (
@@ -52,7 +60,7 @@ from batches.models import (
     PublicationStatus,
     ReviewStatus,
 )
-from batches.publications import Outcome, PublishRequest, publish_images
+from batches.publications import PublishRequest
 from batches.signing import signed_url
 from batches.submission import (
     Asked,
@@ -247,7 +255,7 @@ def body_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompts": prompts, "settings": settings, **{name: fields[name] for name in names}}
 
 
-class GenerateView(OwnedView):
+class GenerateView(WorkView):
     serializer_class = PrintBatchSerializer
     queryset = Batch.objects.none()
 
@@ -264,12 +272,8 @@ class GenerateView(OwnedView):
         operation_id="generate",
         summary="Submit variations of one prompt for a print",
         request=GenerateSerializer,
-        parameters=[*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN],
-        responses={
-            200: ended_or_outlined("PrintBatchOrOutline", PrintBatchSerializer),
-            202: OpenApiResponse(PrintBatchSerializer, description="Stored and in line."),
-            CONFLICT: KEY_IN_USE,
-        },
+        parameters=WORK_PARAMETERS,
+        responses=work_responses("PrintBatchOrOutline", PrintBatchSerializer),
         examples=[
             OpenApiExample(
                 "Variations",
@@ -294,16 +298,11 @@ class GenerateView(OwnedView):
     def post(self, request: Request, ready: ReadyBatch) -> Response:
         return self.accepted("/api/batch/{}", ready.submit())
 
-    def finalize_response(
-        self, request: Request, response: Response, *args: Any, **kwargs: Any
-    ) -> Response:
-        if response.status_code == status.HTTP_202_ACCEPTED and isinstance(request.data, dict):
-            # Also of an answer that is given again.
-            wait_s = WaitField().to_internal_value(request.data.get("wait", False))
-            if wait_s:
-                path = response["Location"].removeprefix(base_url(request))
-                waiting.keep_back(response, wait_s=wait_s, path=path)
-        return super().finalize_response(request, response, *args, **kwargs)
+    def seconds_to_wait(self) -> int:
+        data = self.request.data
+        assert isinstance(data, dict)  # else it was refused
+        asked_s = WaitField().to_internal_value(data.get("wait", False))
+        return asked_s or super().seconds_to_wait()
 
 
 class PrintBatchView(OwnedView):
@@ -392,17 +391,11 @@ class PublishView(OwnImageView):
     )
     @idempotent(_request)
     def post(self, request: Request, asked: PublishRequest, pk: uuid.UUID) -> Response:
-        try:
-            (taken,) = publish_images(
-                owner_id=self.owner_id, image_ids=[pk], asked=asked, at="image_id"
-            )
-        except Image.DoesNotExist:
-            raise Http404 from None
-        code = status.HTTP_200_OK if taken.outcome == Outcome.EXISTS else status.HTTP_202_ACCEPTED
-        return Response(self.get_serializer(taken.publication).data, status=code)
+        (taken,) = publish(self.owner_id, [pk], asked, at="image_id")
+        return Response(self.get_serializer(taken.publication).data, status=status_of([taken]))
 
 
-class StartGenerationView(OwnedView):
+class StartGenerationView(WorkView):
     serializer_class = StartedSerializer
     queryset = Generation.objects.none()
 
@@ -425,12 +418,8 @@ class StartGenerationView(OwnedView):
         operation_id="start_generation",
         summary="Start a single image",
         request=StartGenerationSerializer,
-        parameters=[*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN],
-        responses={
-            200: ended_or_outlined("StartedOrOutline", StartedSerializer),
-            202: OpenApiResponse(StartedSerializer, description="Stored and in line."),
-            CONFLICT: KEY_IN_USE,
-        },
+        parameters=WORK_PARAMETERS,
+        responses=work_responses("StartedOrOutline", StartedSerializer),
         examples=[
             OpenApiExample(
                 "A picture",

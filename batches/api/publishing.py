@@ -5,7 +5,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from http import HTTPStatus
 from typing import Any
 
 from django.db.models import QuerySet
@@ -22,13 +21,18 @@ from drf_spectacular.utils import (
 )
 from rest_framework import mixins, serializers, status
 from rest_framework.decorators import action
-from rest_framework.exceptions import APIException
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet
 
 from batches import publications, sealing
-from batches.api.errors import CONTENT_TYPE, InvalidTransition, TooBusy
+from batches.api.errors import (
+    CONTENT_TYPE,
+    AccountInUse,
+    CheckFailed,
+    InvalidTransition,
+    TooBusy,
+)
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.serializers import (
@@ -36,7 +40,14 @@ from batches.api.serializers import (
     ProblemSerializer,
     TransitionProblemSerializer,
 )
-from batches.api.views import CONFLICT, CreatedFilter, OwnedView, StatusesFilter, data_of
+from batches.api.views import (
+    CONFLICT,
+    KEY_IN_USE,
+    CreatedFilter,
+    OwnedView,
+    StatusesFilter,
+    data_of,
+)
 from batches.forms import (
     AccountSerializer,
     NothingSerializer,
@@ -53,20 +64,20 @@ from batches.models import (
     PublicationAttempt,
     PublicationStatus,
 )
+from batches.pools import STOPPING
 from batches.publications import Outcome, PublishRequest, Taken
 from batches.signing import signed_url
 from generation.http import HttpClient
-from generation.provider import ErrorClass, Failure
+from generation.provider import Failure
 from publishing import products
 
 # Of a credential so much is shown, and only of one that is much longer.
 HINT_LENGTH, HINTED_MIN_LENGTH = 4, 16
 # Checks at a time in one process: each holds a thread of the web until the channel has answered.
 CHECKS_MAX = 2
+# Of a publication that has waited for long there are some hundred.
+CALLS_SHOWN = 100
 NOT_NOW = OpenApiResponse(ProblemSerializer, description="It is not possible as things stand.")
-KEY_IN_USE = OpenApiResponse(
-    ProblemSerializer, description="A request with the same `Idempotency-Key` is in progress."
-)
 RETRY_REFUSED = OpenApiResponse(
     TransitionProblemSerializer,
     description="It has not failed, or a request with the same `Idempotency-Key` is in progress.",
@@ -80,19 +91,6 @@ EXAMPLE = {
     "tags": ["fox"],
     "price_usd": "24.50",
 }
-
-
-class AccountInUse(APIException):
-    status_code = HTTPStatus.CONFLICT
-    default_code = "account_in_use"
-    default_detail = "Something is being published with this account."
-
-
-class CheckFailed(APIException):
-    """The channel does not take an account, or cannot be asked; the code says why."""
-
-    status_code = HTTPStatus.CONFLICT
-    default_code = "check_failed"
 
 
 # --- What is shown ------------------------------------------------------------------------------
@@ -242,7 +240,7 @@ class CallSerializer(serializers.ModelSerializer):
 
 
 class PublicationDetailSerializer(PublicationSerializer):
-    """A publication with every call that was made for it."""
+    """A publication with the last calls that were made for it."""
 
     attempts = serializers.SerializerMethodField()
 
@@ -252,7 +250,8 @@ class PublicationDetailSerializer(PublicationSerializer):
 
     @extend_schema_field(CallSerializer(many=True))
     def get_attempts(self, publication: Publication) -> Any:
-        return CallSerializer(publication.attempts.order_by("number"), many=True).data
+        last = publication.attempts.order_by("-number")[:CALLS_SHOWN]
+        return CallSerializer(reversed(last), many=True).data
 
 
 class TakenSerializer(serializers.Serializer):
@@ -395,8 +394,8 @@ class ChannelCheckView(ChannelView):
         operation_id="v1_channels_check",
         summary="Ask a channel whether it takes your account",
         description="An account that was stopped goes on when the channel takes it. When it does "
-        "not, the answer is 409 with the reason as its code: `auth`, `not_found` (no such shop), "
-        "`rate_limited`, `provider_unavailable`.",
+        "not, the answer is 409 with the reason as its code: `auth` and `insufficient_credit`, "
+        "which stop it, `not_found` (no such shop), `rate_limited`, `provider_unavailable`.",
         parameters=[NAME],
         request=None,
         responses={200: CheckSerializer, CONFLICT: NOT_NOW},
@@ -411,7 +410,7 @@ class ChannelCheckView(ChannelView):
         finally:
             _checks.release()
         if isinstance(answer, Failure):
-            if answer.error_class in (ErrorClass.AUTH, ErrorClass.INSUFFICIENT_CREDIT):
+            if answer.error_class in STOPPING:
                 publications.stop_account(account=account, error_class=answer.error_class)
             raise CheckFailed(answer.message, answer.error_class.value)
         publications.resume_account(account=account)
@@ -491,7 +490,7 @@ class PublicationView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedVie
         image_ids, wanted = asked
         taken = publish(self.owner_id, image_ids, wanted)
         shown = TakenListSerializer({"results": taken}, context=self.get_serializer_context())
-        return Response(shown.data, status=_status_of(taken))
+        return Response(shown.data, status=status_of(taken))
 
     @contextmanager
     def _retrying(self, request: Request, pk: uuid.UUID) -> Iterator[Callable[[], None]]:
@@ -550,7 +549,7 @@ class ImagePublishView(OwnedView):
     def post(self, request: Request, asked: PublishRequest, pk: uuid.UUID) -> Response:
         (taken,) = publish(self.owner_id, [pk], asked, at="id")
         response = self.accepted("/api/v1/publications/{}/", taken.publication)
-        response.status_code = _status_of([taken])
+        response.status_code = status_of([taken])
         return response
 
 
@@ -566,6 +565,6 @@ def publish(
         raise Http404 from None
 
 
-def _status_of(taken: list[Taken]) -> int:
+def status_of(taken: list[Taken]) -> int:
     is_done = all(one.outcome == Outcome.EXISTS for one in taken)
     return status.HTTP_200_OK if is_done else status.HTTP_202_ACCEPTED

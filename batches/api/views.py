@@ -25,6 +25,7 @@ from rest_framework.decorators import action
 from rest_framework.generics import GenericAPIView
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.serializers import Serializer
 from rest_framework.viewsets import GenericViewSet
 
 from batches import lifecycle
@@ -78,6 +79,19 @@ CONFLICT = (409, CONTENT_TYPE)
 KEY_IN_USE = OpenApiResponse(
     ProblemSerializer, description="A request with the same `Idempotency-Key` is in progress."
 )
+# Of what takes in work.
+WORK_PARAMETERS = [*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN]
+
+
+def work_responses(name: str, result: type[Serializer]) -> dict[Any, Any]:
+    """What taking in work answers. `name` is for the schema: of the result, or an outline."""
+    return {
+        200: ended_or_outlined(name, result),
+        202: OpenApiResponse(result, description="Stored and in line."),
+        CONFLICT: KEY_IN_USE,
+    }
+
+
 REFUSED = OpenApiResponse(
     TransitionProblemSerializer, description="It cannot be done as things stand."
 )
@@ -166,17 +180,28 @@ class OwnedView(StrictView, GenericAPIView):
             headers={"Location": base_url(self.request) + path.format(row.pk)},
         )
 
-    def finalize_response(
-        self, request: Request, response: Response, *args: Any, **kwargs: Any
-    ) -> Response:
-        response = super().finalize_response(request, response, *args, **kwargs)
-        waiting.keep_back_if_preferred(request, response)
-        return response
-
     def as_it_is(self, pk: uuid.UUID) -> Response:
         """An object as it stands after what was done with it."""
         row = get_object_or_404(self.get_queryset(), pk=pk)
         return Response(self.get_serializer(row).data)
+
+
+class WorkView(OwnedView):
+    """Takes in work, of which a client may wait for the end."""
+
+    def seconds_to_wait(self) -> int:
+        return waiting.preferred_wait_s(self.request.headers.get("Prefer"))
+
+    def finalize_response(
+        self, request: Request, response: Response, *args: Any, **kwargs: Any
+    ) -> Response:
+        response = super().finalize_response(request, response, *args, **kwargs)
+        # Here, because an answer may be one that is given again.
+        is_taken_in = response.status_code == status.HTTP_202_ACCEPTED and "Location" in response
+        if is_taken_in and (wait_s := self.seconds_to_wait()):
+            path = response["Location"].removeprefix(base_url(request))
+            waiting.keep_back(response, wait_s=wait_s, path=path)
+        return response
 
 
 def data_of(form_class: type[StrictSerializer], request: Request) -> dict[str, Any]:
@@ -188,7 +213,7 @@ def data_of(form_class: type[StrictSerializer], request: Request) -> dict[str, A
     list=extend_schema(summary="List your batches, newest first"),
     retrieve=extend_schema(summary="Follow a batch with all its items"),
 )
-class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, GenericViewSet):
+class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, WorkView, GenericViewSet):
     serializer_class = BatchSerializer
     filterset_class = BatchFilter
     queryset = Batch.objects.none()
@@ -211,12 +236,8 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
     @extend_schema(
         summary="Submit a batch of prompts",
         request=NewBatchSerializer,
-        parameters=[*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN],
-        responses={
-            200: ended_or_outlined("BatchOrOutline", BatchSerializer),
-            202: OpenApiResponse(BatchSerializer, description="Stored and in line."),
-            CONFLICT: KEY_IN_USE,
-        },
+        parameters=WORK_PARAMETERS,
+        responses=work_responses("BatchOrOutline", BatchSerializer),
         examples=[
             OpenApiExample(
                 "Prompts",
@@ -336,7 +357,7 @@ class BatchView(mixins.ListModelMixin, mixins.RetrieveModelMixin, OwnedView, Gen
 class GenerationView(
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
-    OwnedView,
+    WorkView,
     GenericViewSet,
 ):
     serializer_class = GenerationSerializer
@@ -361,12 +382,8 @@ class GenerationView(
     @extend_schema(
         summary="Submit a single image",
         request=NewGenerationSerializer,
-        parameters=[*IDEMPOTENCY_HEADERS, *waiting.HEADERS, DRY_RUN],
-        responses={
-            200: ended_or_outlined("GenerationOrOutline", GenerationSerializer),
-            202: OpenApiResponse(GenerationSerializer, description="Stored and in line."),
-            CONFLICT: KEY_IN_USE,
-        },
+        parameters=WORK_PARAMETERS,
+        responses=work_responses("GenerationOrOutline", GenerationSerializer),
         examples=[
             OpenApiExample(
                 "Nested",

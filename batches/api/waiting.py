@@ -9,10 +9,8 @@ Source: RFC 7240, sections 2 and 4.3, read 2026-11-20
 import re
 
 from drf_spectacular.utils import OpenApiParameter
-from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches.api.files import base_url
 from batches.forms import MAX_WAIT_S
 from batches.models import BatchStatus
 
@@ -61,15 +59,5 @@ def keep_back(response: Response, *, wait_s: int, path: str) -> None:
 
     Of what is to start at a later time nothing is waited for.
     """
-    if response.data.get("status") == BatchStatus.SCHEDULED:
-        return
-    response[WAIT_HEADER] = f"{wait_s} {path}"
-
-
-def keep_back_if_preferred(request: Request, response: Response) -> None:
-    """Do so with an answer of 202 whose client prefers it, unless the view has said already."""
-    if response.status_code != 202 or "Location" not in response or WAIT_HEADER in response:
-        return
-    if wait_s := preferred_wait_s(request.headers.get("Prefer")):
-        path = response["Location"].removeprefix(base_url(request))
-        keep_back(response, wait_s=wait_s, path=path)
+    if response.data.get("status") != BatchStatus.SCHEDULED:
+        response[WAIT_HEADER] = f"{wait_s} {path}"

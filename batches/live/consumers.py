@@ -19,8 +19,9 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import URLRouter
 from django.urls import path, re_path
 
+from batches.database import DATABASE_AWAY
 from batches.live.credentials import SUBPROTOCOL, credentials_of, offers_token
-from batches.live.hub import DATABASE_AWAY, Closing, Hub
+from batches.live.hub import Closing, Hub
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ class LiveConsumer(AsyncWebsocketConsumer):
                 await self.begin(credentials.user_id)
         except DATABASE_AWAY:
             self.end(Closing.TRY_LATER)
+        except BaseException:
+            # Then nothing calls `disconnect`, and the hub would keep it for ever.
+            self._hub.leave(self)
+            raise
 
     async def begin(self, user_id: int) -> None:
         """Begin to follow what this address is for."""

@@ -45,20 +45,35 @@ def offers_token(scope: Mapping[str, Any]) -> bool:
 def credentials_of(scope: Mapping[str, Any]) -> Credentials | None:
     """Whose connection this is; `None`: nobody's. One query, of a session two."""
     headers = dict(scope["headers"])
-    token = _token_in(headers.get(b"authorization", b""))
+    token = _token_in(headers)
     if token is None and offers_token(scope):
         others = [one for one in scope["subprotocols"] if one != SUBPROTOCOL]
         token = others[0] if others else ""
     if token is not None:
         return _by_token(token)
-    cookies = parse_cookie(headers.get(b"cookie", b"").decode("latin1"))
-    key = cookies.get(settings.SESSION_COOKIE_NAME)
+    key = _session_key_in(headers)
     return _by_session(key) if key and _is_from_our_pages(headers) else None
 
 
-def _token_in(header: bytes) -> str | None:
-    kind, _, token = header.decode("latin1").strip().partition(" ")
+def caller_of(scope: Mapping[str, Any]) -> Credentials | None:
+    """Whose HTTP request this is; `None`: nobody's. What a session may do is Django's to say."""
+    headers = dict(scope["headers"])
+    token = _token_in(headers)
+    if token is not None:
+        return _by_token(token)
+    key = _session_key_in(headers)
+    return _by_session(key) if key else None
+
+
+def _token_in(headers: Mapping[bytes, bytes]) -> str | None:
+    said = headers.get(b"authorization", b"").decode("latin1")
+    kind, _, token = said.strip().partition(" ")
     return token.strip() if kind.lower() == "bearer" else None
+
+
+def _session_key_in(headers: Mapping[bytes, bytes]) -> str | None:
+    cookies = parse_cookie(headers.get(b"cookie", b"").decode("latin1"))
+    return cookies.get(settings.SESSION_COOKIE_NAME)
 
 
 def _by_token(token: str) -> Credentials | None:
@@ -71,6 +86,8 @@ def _by_token(token: str) -> Credentials | None:
 
 
 def _by_session(key: str) -> Credentials | None:
+    if not key.isascii() or not key.isprintable():  # quoted, a cookie may hold what no text may
+        return None
     session = import_module(settings.SESSION_ENGINE).SessionStore(key)
     user = get_user(cast(Any, SimpleNamespace(session=session)))
     if user.pk is None or not user.is_active:

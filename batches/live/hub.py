@@ -12,24 +12,24 @@ into a queue of its own.
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, close_old_connections, connections
+from django.db import close_old_connections
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from batches import wake
+from batches.database import DATABASE_AWAY, reason
 from batches.live.credentials import Credentials, still_valid
 from batches.live.news import (
     BatchNews,
@@ -45,9 +45,7 @@ from batches.live.pace import Pace
 
 logger = logging.getLogger(__name__)
 
-DATABASE_AWAY = (OperationalError, InterfaceError)
-
-# A batch is told of so often at most.
+# A batch is told of so often at most, and what a user has is looked for.
 FLUSH_EVERY_S = 0.2
 # Hints that come together are looked after together.
 GATHER_S = 0.01
@@ -113,12 +111,14 @@ class Hub:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._tracks: dict[uuid.UUID, _Track] = {}
+        self._tracks_of: defaultdict[int, set[uuid.UUID]] = defaultdict(set)
         self._watches: dict[int, _Watch] = {}
         self._awaited: dict[uuid.UUID, set[asyncio.Future[None]]] = defaultdict(set)
         self._clients: dict[Client, Credentials] = {}
         self._per_user: Counter[int] = Counter()
-        self._pace = Pace(FLUSH_EVERY_S)
-        # Users of whom something is new.
+        self._pace: Pace[uuid.UUID] = Pace(FLUSH_EVERY_S)
+        # Users of whom something is new; and those whom somebody begins to follow, who do not rest.
+        self._user_pace: Pace[int] = Pace(FLUSH_EVERY_S)
         self._stirred: set[int] = set()
         self._woken = asyncio.Event()
         self._looked_s = clock()
@@ -166,12 +166,24 @@ class Hub:
     def _track(self, owner_id: int, batch_id: uuid.UUID, version: int) -> _Track:
         """Begin to follow a batch of which somebody has just seen that version."""
         is_untold = owner_id in self._watches
-        track = self._tracks[batch_id] = _Track(owner_id, version, is_untold=is_untold)
+        track = self._add(owner_id, batch_id, version)
+        track.is_untold = is_untold
         if is_untold:
             self._stir(owner_id)
         # For what was told while nobody listened.
         self._look_soon(batch_id)
         return track
+
+    def _add(self, owner_id: int, batch_id: uuid.UUID, version: int) -> _Track:
+        track = self._tracks[batch_id] = _Track(owner_id, version)
+        self._tracks_of[owner_id].add(batch_id)
+        return track
+
+    def _drop(self, batch_id: uuid.UUID) -> None:
+        owner_id = self._tracks.pop(batch_id).owner_id
+        self._tracks_of[owner_id].discard(batch_id)
+        if not self._tracks_of[owner_id]:
+            del self._tracks_of[owner_id]
 
     async def watch(self, client: Client, *, owner_id: int) -> None:
         """Tell a client of all that a user has from now on. It begins with what is open."""
@@ -187,7 +199,8 @@ class Hub:
             # What has happened before is not told.
             watch.singles = {one.event_id for one in overview.singles}
             for found in overview.found:
-                self._tracks.setdefault(found.batch_id, _Track(owner_id, found.last_version))
+                if found.batch_id not in self._tracks:
+                    self._add(owner_id, found.batch_id, found.last_version)
         for batch_id, version in overview.versions.items():
             if batch_id not in self._tracks:
                 self._track(owner_id, batch_id, version)
@@ -206,21 +219,21 @@ class Hub:
         credentials = self._clients.pop(client, None)
         if credentials is None:
             return
-        self._per_user[credentials.user_id] -= 1
-        if not self._per_user[credentials.user_id]:
-            del self._per_user[credentials.user_id]
-        watch = self._watches.get(credentials.user_id)
+        user_id = credentials.user_id
+        self._per_user[user_id] -= 1
+        if not self._per_user[user_id]:
+            del self._per_user[user_id]
+        watch = self._watches.get(user_id)
         if watch is not None and watch.clients.pop(client, None) is not None and not watch.clients:
-            del self._watches[credentials.user_id]
-        for batch_id, track in list(self._tracks.items()):
-            if track.owner_id == credentials.user_id:
-                track.followers.pop(client, None)
-                self._drop_unless_followed(batch_id)
+            del self._watches[user_id]
+        for batch_id in list(self._tracks_of.get(user_id, ())):
+            self._tracks[batch_id].followers.pop(client, None)
+            self._drop_unless_followed(batch_id)
 
     def _drop_unless_followed(self, batch_id: uuid.UUID) -> None:
         track = self._tracks.get(batch_id)
         if track and not track.followers and track.owner_id not in self._watches:
-            del self._tracks[batch_id]
+            self._drop(batch_id)
 
     async def ended(self, subject: uuid.UUID, timeout_s: float) -> bool:
         """Wait until a batch or a generation is open no more; `False`: it still was."""
@@ -248,18 +261,6 @@ class Hub:
             work = (self._look_for_ever(), self._listen_for_ever(), self._check_for_ever())
             self._tasks = [asyncio.create_task(one) for one in work]
 
-    async def close(self) -> None:
-        """End all that it does, and its connections to the database."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
-        for executor, count in ((self._looker, 1), (self._readers, READERS)):
-            together = threading.Barrier(count)
-            for _ in range(count):
-                executor.submit(_close_connections, together)
-            await asyncio.to_thread(executor.shutdown)
-
     def _look_soon(self, subject: uuid.UUID) -> None:
         self._pace.note(subject, self._clock())
         self._woken.set()
@@ -274,7 +275,8 @@ class Hub:
         if one in self._tracks or one in self._awaited:
             self._look_soon(one)
         if owner_id in self._watches:
-            self._stir(owner_id)
+            self._user_pace.note(owner_id, self._clock())
+            self._woken.set()
 
     def _stir(self, owner_id: int) -> None:
         self._stirred.add(owner_id)
@@ -286,14 +288,16 @@ class Hub:
     async def _look_for_ever(self) -> None:
         next_look_s = self._clock()
         while True:
-            due_s = min(next_look_s, self._pace.next_s)
+            due_s = min(next_look_s, self._pace.next_s, self._user_pace.next_s)
             await self._rest(0 if self._stirred else due_s - self._clock())
             now_s = self._clock()
             is_look = now_s >= next_look_s
-            due, stirred = self._pace.take(now_s), self._stirred
-            if not (is_look or due or stirred):
+            due, hinted = self._pace.take(now_s), self._user_pace.take(now_s)
+            if not (is_look or due or hinted or self._stirred):
                 continue
-            self._stirred = set()
+            stirred, self._stirred = self._stirred | hinted, set()
+            for one in hinted:
+                self._user_pace.told(one, now_s)
             if is_look:
                 next_look_s = now_s + LOOK_EVERY_S
             try:
@@ -317,8 +321,7 @@ class Hub:
 
     def _note_database(self, error: BaseException | None) -> None:
         if error is not None and not self._is_database_away:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            logger.warning("no live events while the database is away: %s", reason)
+            logger.warning("no live events while the database is away: %s", reason(error))
         self._is_database_away = error is not None
 
     async def _look(
@@ -331,18 +334,23 @@ class Hub:
         for one in self._pace.resting(asked, began_s):
             asked.discard(one)
             self._pace.note(one, began_s)
-        owner_ids = self._watches.keys() if for_all else self._watches.keys() & stirred
+        # As they are now: who comes during the look is not read.
+        watches = {
+            owner_id: watch
+            for owner_id, watch in self._watches.items()
+            if for_all or owner_id in stirred
+        }
         awaited = self._awaited.keys() if for_all else self._awaited.keys() & due
         news = News()
-        if asked or owner_ids or awaited:
+        if asked or watches or awaited:
             untold = {
-                one
+                one: track
                 for one, track in self._tracks.items()
-                if track.is_untold and track.owner_id in owner_ids
+                if track.is_untold and track.owner_id in watches
             }
             read = partial(
                 read_news,
-                owner_ids=list(owner_ids),
+                owner_ids=list(watches),
                 lookback_s=self._lookback_s(),
                 known={one: track.version for one, track in self._tracks.items()},
                 untold=untold,
@@ -352,12 +360,13 @@ class Hub:
             loop = asyncio.get_running_loop()
             news = await loop.run_in_executor(self._looker, _in_thread, read)
             self._tell(news)
-            for one in untold & self._tracks.keys():
-                self._tracks[one].is_untold = False
+            for track in untold.values():
+                track.is_untold = False
         if for_all:
             self._looked_s = began_s
             self._pace.forget(began_s)
-            self._forget(news)
+            self._user_pace.forget(began_s)
+            self._forget(news, watches)
 
     def _tell(self, news: News) -> None:
         owners = {one.batch_id: one.owner_id for one in news.found}
@@ -377,7 +386,7 @@ class Hub:
         if track is None:
             if owner_id not in self._watches:
                 return  # all who followed it have left
-            track = self._tracks[batch.id] = _Track(owner_id, 0)
+            track = self._add(owner_id, batch.id, 0)
         elif track.is_gone or (batch.version <= track.version and not track.is_untold):
             return
         track.version, track.is_untold = batch.version, False
@@ -402,15 +411,21 @@ class Hub:
         for client in list(watch.clients):
             client.tell([single.message.text])
 
-    def _forget(self, news: News) -> None:
-        """Drop what nobody follows by itself, once the log no longer tells of it."""
+    def _forget(self, news: News, watches: Mapping[int, _Watch]) -> None:
+        """Drop what nobody follows by itself, once the log no longer tells of it.
+
+        `watches` are those that `news` was read for: of who has come since, it says nothing.
+        """
         recent = {one.batch_id for one in news.found}
-        for batch_id, track in list(self._tracks.items()):
-            if track.has_ended and not track.followers and batch_id not in recent:
-                del self._tracks[batch_id]
         singles = {one.event_id for one in news.singles}
-        for watch in self._watches.values():
+        for owner_id, watch in watches.items():
+            if self._watches.get(owner_id) is not watch:
+                continue
             watch.singles &= singles
+            for batch_id in list(self._tracks_of.get(owner_id, ())):
+                track = self._tracks[batch_id]
+                if track.has_ended and not track.followers and batch_id not in recent:
+                    self._drop(batch_id)
 
     # --- Redis ------------------------------------------------------------------------------------
 
@@ -462,8 +477,9 @@ class Hub:
             except Exception:
                 logger.exception("checking credentials failed")
                 continue
+            gone = held - valid
             for client, credentials in list(self._clients.items()):
-                if credentials in held - valid:
+                if credentials in gone:
                     client.end(Closing.UNAUTHENTICATED)
 
 
@@ -485,8 +501,3 @@ def _in_thread(function: Callable[[], T]) -> T:
         return function()
     finally:
         close_old_connections()
-
-
-def _close_connections(together: threading.Barrier) -> None:
-    together.wait(10)
-    connections.close_all()

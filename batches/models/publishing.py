@@ -163,6 +163,10 @@ class Publication(models.Model):
                 | (~Q(status="publishing") & Q(finished_at__isnull=False)),
             ),
             models.CheckConstraint(
+                name="publication_of_an_image",
+                condition=~Q(status="publishing") | Q(image__isnull=False),
+            ),
+            models.CheckConstraint(
                 name="publication_error_iff_failed",
                 condition=Q(status="publish_failed", error_code__gt="")
                 | (~Q(status="publish_failed") & Q(error_code="")),
@@ -195,6 +199,13 @@ class PublicationAttempt(models.Model):
     outcome = models.CharField(max_length=10, choices=CallOutcome, default=CallOutcome.OPEN)
     error_class = models.CharField(max_length=ERROR_CODE_LENGTH, blank=True)
     error_message = models.TextField(blank=True)
+    provider_code = models.CharField(
+        max_length=100,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="The channel's own code of the error.",
+    )
     raw = models.JSONField(null=True, blank=True, help_text="The channel's answer.")
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     finished_at = models.DateTimeField(null=True, blank=True)

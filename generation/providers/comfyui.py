@@ -30,6 +30,7 @@ from generation.answers import (
     ITEMS_LIMIT,
     MESSAGE_LIMIT,
     PERHAPS_ACCEPTED,
+    class_of_status,
     cut,
     explained,
     text_of,
@@ -94,10 +95,11 @@ _BY_STATUS = {
     403: ErrorClass.AUTH,
     404: ErrorClass.NOT_FOUND,
     405: ErrorClass.NOT_FOUND,
+    408: ErrorClass.PROVIDER_UNAVAILABLE,
     413: ErrorClass.INVALID_INPUT,
     422: ErrorClass.INVALID_INPUT,
     429: ErrorClass.RATE_LIMITED,
-    # 5xx: PROVIDER_UNAVAILABLE, see `_class_of_status`. A server that fails on a prompt has not
+    # 5xx: PROVIDER_UNAVAILABLE, see `class_of_status`. A server that fails on a prompt has not
     # put it in line: that is the last thing that it does.
 }
 # What a node fails with, its exception's type and text in lower case; the first row that fits.
@@ -926,9 +928,7 @@ def _input_schema(info: Mapping[str, Any], input_name: str) -> dict[str, Any]:
 
 
 def _class_of_status(status: int) -> ErrorClass:
-    if status >= 500 or status == 408:
-        return ErrorClass.PROVIDER_UNAVAILABLE
-    return _BY_STATUS.get(status, ErrorClass.UNKNOWN)
+    return class_of_status(status, _BY_STATUS)
 
 
 def _class_of_submission(status: int) -> ErrorClass:

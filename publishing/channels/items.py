@@ -17,14 +17,22 @@ _EXTENSIONS = {"image/png": ".png", "image/jpeg": ".jpg"}
 _TOKEN = re.compile(r"[!-~]+")
 
 
-def check_item(item: Item, *, max_bytes: int, max_pixels: int) -> Failure | None:
-    """Refuse what the channel would refuse: its error answers count against the account."""
+def asked_price(item: Item, *, max_bytes: int, max_pixels: int) -> Decimal | Failure:
+    """Return the price in USD of an item that is as it should be.
+
+    Refuses what the channel would refuse: its error answers count against the account.
+    """
+    if not item.product:
+        return refused(
+            {"product_type": f"There is no product type {item.product_type!r} any more."}
+        )
     fields: dict[str, str] = {}
     if not 0 < len(item.title.strip()) <= TITLE_LIMIT:
         fields["title"] = f"The title must have 1 to {TITLE_LIMIT} characters."
     if len(item.tags) > TAGS_LIMIT or not all(0 < len(tag) <= TAG_LIMIT for tag in item.tags):
         fields["tags"] = f"At most {TAGS_LIMIT} tags, each of 1 to {TAG_LIMIT} characters."
-    if price_of(item) is None:
+    price = _price_of(item)
+    if price is None:
         fields["price_usd"] = f"The price must be from 0.01 to {PRICE_LIMIT_USD} USD."
     if item.artwork.content_type not in _EXTENSIONS:
         fields["image"] = "The picture must be PNG or JPEG."
@@ -32,7 +40,7 @@ def check_item(item: Item, *, max_bytes: int, max_pixels: int) -> Failure | None
         fields["image"] = f"The picture must have at most {max_bytes:,} bytes."
     elif item.width_px < 1 or item.height_px < 1 or item.width_px * item.height_px > max_pixels:
         fields["image"] = f"The picture must have at most {max_pixels:,} pixels."
-    return refused(fields) if fields else None
+    return refused(fields) if fields or price is None else price
 
 
 def refused(fields: dict[str, str]) -> Failure:
@@ -41,7 +49,7 @@ def refused(fields: dict[str, str]) -> Failure:
     return Failure(ErrorClass.INVALID_INPUT, message[:300], provider_code="local", fields=fields)
 
 
-def price_of(item: Item) -> Decimal | None:
+def _price_of(item: Item) -> Decimal | None:
     """Return the price in USD, of whole cents; `None` if there is none that can be asked."""
     try:
         price = Decimal(

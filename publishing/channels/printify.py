@@ -24,11 +24,10 @@ from publishing.channel import Account, Done, Item, Limits, NotThere, Pending, S
 from publishing.channels.failures import Failures
 from publishing.channels.items import (
     as_url,
-    check_item,
+    asked_price,
     check_token,
     description_html,
     file_name,
-    price_of,
     refused,
 )
 
@@ -159,9 +158,9 @@ class Printify:
         return Done({"published": "1"}) if begun else NotThere()
 
     def _upload(self, item: Item, shop_id: str) -> Done | Failure:
-        problem = check_item(item, max_bytes=PICTURE_MAX_BYTES, max_pixels=PICTURE_MAX_PIXELS)
-        if problem:
-            return problem
+        price = asked_price(item, max_bytes=PICTURE_MAX_BYTES, max_pixels=PICTURE_MAX_PIXELS)
+        if isinstance(price, Failure):
+            return price
         body = {"file_name": file_name(item)}
         if item.artwork.size_bytes > INLINE_MAX_BYTES and item.artwork_url:
             body["url"] = item.artwork_url
@@ -188,10 +187,9 @@ class Printify:
         return self._found(found, "upload_id", {"shop_id": shop_id})
 
     def _create(self, item: Item, shop_id: str) -> Done | Failure:
-        problem = check_item(item, max_bytes=PICTURE_MAX_BYTES, max_pixels=PICTURE_MAX_PIXELS)
-        price = price_of(item)
-        if problem or price is None:
-            return problem or refused({"price_usd": "The product has no price."})
+        price = asked_price(item, max_bytes=PICTURE_MAX_BYTES, max_pixels=PICTURE_MAX_PIXELS)
+        if isinstance(price, Failure):
+            return price
         began_s = monotonic()
         known = self._variants(item)
         if isinstance(known, Failure):
@@ -505,17 +503,16 @@ def _listing(item: Item, product: Mapping[str, Any]) -> Done | Pending | Failure
     is unlocked and still nowhere: since when that is seen is noted.
     """
     external = _external(product)
-    raw = {key: cut(product.get(key)) for key in ("id", "is_locked", "external", "visible")}
     if product.get("is_locked") is True:
-        return Pending(LISTING_WAIT_S, raw=raw)
+        return Pending(LISTING_WAIT_S)
     if external:
         url = as_url(external.get("handle"))
-        return Done({"external_id": str(external["id"])[:100]}, url=url, raw=raw)
+        return Done({"external_id": str(external["id"])[:100]}, url=url)
     since = item.remote_ids.get("unlisted_since", "")
     if not _is_number(since):
-        return Done({"unlisted_since": str(int(time()))}, raw=raw)
+        return Done({"unlisted_since": str(int(time()))})
     if time() - int(since) < UNLISTED_PATIENCE_S:
-        return Pending(LISTING_WAIT_S, raw=raw)
+        return Pending(LISTING_WAIT_S)
     message = "The shop's sales channel did not take the product over from Printify."
     return Failure(ErrorClass.INTERRUPTED, message, provider_code="unlisted")
 

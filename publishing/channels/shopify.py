@@ -17,15 +17,14 @@ from urllib.parse import urlsplit
 from generation.answers import cut, text_of
 from generation.http import HttpClient, OutputHosts, Response, TransportError
 from generation.provider import ErrorClass, Failure
-from publishing.channel import Account, Done, Item, Limits, NotThere, Pending, Step
+from publishing.channel import CHANGED, Account, Done, Item, Limits, NotThere, Pending, Step
 from publishing.channels.failures import Failures
 from publishing.channels.items import (
     as_url,
-    check_item,
+    asked_price,
     check_token,
     description_html,
     file_name,
-    price_of,
     refused,
 )
 from publishing.products import SHOP_PATTERN
@@ -42,8 +41,9 @@ THROTTLED_WAIT_S = 2.0
 THROTTLED_WAIT_MAX_S = 120.0
 ONLINE_STORE = "Online Store"
 
-PRODUCT = Step("product", sends=True)
-PUBLISH = Step("publish", publishes=True)
+# It is new variants that a shop may have so many of a day.
+PRODUCT = Step("product", publishes=True, sends=True)
+PUBLISH = Step("publish")
 MEDIA = Step("media", creates=False)
 
 # Where Shopify has files uploaded to.
@@ -77,7 +77,7 @@ _BY_CODE = {
 }
 _GONE = frozenset({"NOT_FOUND", "PRODUCT_DOES_NOT_EXIST"})
 
-_NEEDED_SCOPES = ("write_products", "write_publications")
+_NEEDED_SCOPES = ("write_products", "write_files", "write_publications")
 
 _SCOPES = "query PictureScopes { currentAppInstallation { accessScopes { handle } } }"
 _SHOP = "query PictureShop { shop { name myshopifyDomain } }"
@@ -162,7 +162,7 @@ class Shopify:
         vendor: str = "",
     ) -> None:
         check_token(access_token)
-        if not re.fullmatch(SHOP_PATTERN, shop) or shop.endswith("\n"):
+        if not re.fullmatch(SHOP_PATTERN, shop):
             raise ValueError("The shop is not a domain at myshopify.com.")
         self._token = access_token
         self._shop = shop
@@ -225,6 +225,9 @@ class Shopify:
     def find(self, step: Step, item: Item) -> Done | NotThere | Failure:
         """Look for what a lost call has done; see `Channel.find`."""
         if step.name == PRODUCT.name:
+            if item.remote_ids.get(CHANGED):
+                # The product tells nothing; setting it again does no harm.
+                return NotThere()
             answer = self._ask(_FIND, {"identifier": {"handle": item.key}}, "productByIdentifier")
             if isinstance(answer, Failure):
                 return answer
@@ -249,10 +252,9 @@ class Shopify:
         return Done({"published": "1"})
 
     def _set(self, item: Item) -> Done | Failure:
-        problem = check_item(item, max_bytes=PICTURE_MAX_BYTES, max_pixels=PICTURE_MAX_PIXELS)
-        price = price_of(item)
-        if problem or price is None:
-            return problem or refused({"price_usd": "The product has no price."})
+        price = asked_price(item, max_bytes=PICTURE_MAX_BYTES, max_pixels=PICTURE_MAX_PIXELS)
+        if isinstance(price, Failure):
+            return price
         source = self._upload(item)
         if isinstance(source, Failure):
             return source
@@ -284,7 +286,8 @@ class Shopify:
         product_id = _gid_of(answer.value.get("product"))
         if not product_id:  # set, but under an id that we cannot read
             return self._failures.of_unreadable(answer.response, creates=True)
-        return Done({"product_id": product_id}, raw=cut(answer.value))
+        done = {CHANGED: ""} if item.remote_ids.get(CHANGED) else {}
+        return Done({"product_id": product_id, **done}, raw=cut(answer.value))
 
     def _upload(self, item: Item) -> str | Failure:
         """Hand the picture over and return its address; repeating this is harmless."""
@@ -365,16 +368,16 @@ class Shopify:
             # Once more from the start, which changes the product or makes it anew. Then it is the
             # picture, or somebody who deletes the product.
             if not item.remote_ids.get("redone"):
-                return Done({"product_id": "", "published": "", "redone": "1"}, raw=cut(product))
+                return Done({"product_id": "", "published": "", "redone": "1", CHANGED: "1"})
             gone = product is None
             return self._failures.of(
                 ErrorClass.NOT_FOUND if gone else ErrorClass.BAD_OUTPUT,
                 raw=text_of(answer.response.body),
             )
         if not statuses or any(status != "READY" for status in statuses):
-            return Pending(MEDIA_WAIT_S, raw=cut(product))
+            return Pending(MEDIA_WAIT_S)
         url = as_url(product.get("onlineStoreUrl")) or as_url(product.get("onlineStorePreviewUrl"))
-        return Done({"media": "ready"}, url=url, raw=cut(product))
+        return Done({"media": "ready"}, url=url)
 
     def _product_id(self, item: Item) -> str:
         return item.remote_ids.get("product_id", "")

@@ -3,13 +3,13 @@
 import itertools
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import requests
 
 from picture.stack import Stack
+from tests.waiting import wait_until
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 # What the test process has in its environment, and the stack is to bring along itself.
@@ -32,15 +32,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("stack"))
 
 
-def wait_until(condition, *, timeout_s=60, every_s=0.05):
-    """The first true answer of `condition`."""
-    deadline = time.monotonic() + timeout_s
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, f"still not so after {timeout_s} s: {condition}"
-        time.sleep(every_s)
-    return answer
-
-
 class Client:
     """One user of the API."""
 
@@ -52,9 +43,9 @@ class Client:
         token = stack.manage("create_token", self.username).stdout.strip()
         self.http.headers["Authorization"] = f"Bearer {token}"
 
-    def call(self, method, path, status=200, **kwargs):
+    def call(self, method, path, status=200, *, timeout_s=30, **kwargs):
         url = path if path.startswith("http") else f"{self.stack.url}/api/v1/{path}"
-        answer = self.http.request(method, url, timeout=30, **kwargs)
+        answer = self.http.request(method, url, timeout=timeout_s, **kwargs)
         assert answer.status_code == status, answer.text
         return answer
 

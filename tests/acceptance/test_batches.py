@@ -8,7 +8,8 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.acceptance.conftest import RETRY_DELAYS_S, wait_until
+from tests.acceptance.conftest import RETRY_DELAYS_S
+from tests.waiting import wait_until
 
 
 def test_a_batch_becomes_verified_files_that_its_owner_can_fetch(client, simulator):

@@ -3,7 +3,7 @@
 import pytest
 import requests
 
-from tests.acceptance.conftest import wait_until
+from tests.waiting import wait_until
 
 
 def status_of(client, batch):

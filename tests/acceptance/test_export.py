@@ -1,4 +1,4 @@
-"""ZIPs of a running stack: whole, cut where a file cannot be read, and in nobody's way."""
+"""ZIPs of a running stack: whole, and cut where a file cannot be read."""
 
 import hashlib
 import io

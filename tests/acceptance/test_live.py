@@ -1,14 +1,16 @@
 """Live events and answers that wait, on real processes."""
 
+import contextlib
 import json
-import time
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 import websocket
 
-from tests.acceptance.conftest import wait_until
+from picture.asgi import WEB_THREADS
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -29,6 +31,16 @@ def follow(stack):
     for one in opened:
         one.close()
         one.shutdown()  # which it leaves to others when the server has closed first
+
+
+@contextlib.contextmanager
+def standstill(stack):
+    """Nothing is made of what is accepted in the block; afterwards it goes on."""
+    stack.kill("worker-generate", signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        stack.kill("worker-generate", signal.SIGCONT)
 
 
 def told(follower):
@@ -52,28 +64,36 @@ def final(follower):
     return messages
 
 
+def ends_in(messages):
+    """Version, generation and image of each that tells that a generation has ended."""
+    return [
+        (one["version"], one["generation_id"], one["image_id"])
+        for one in messages
+        if one["type"] == "batch_job_complete"
+    ]
+
+
 def test_a_batch_is_followed_to_its_end_and_again_after_a_break(stack, client, simulator, follow):
     everything = follow(client, "/ws/me/")
     assert told(everything)["type"] == "snapshot"
-    batch = client.submit(["first", "second", "third"])
-    follower = follow(client, f"/ws/batches/{batch['id']}/")
-    assert follower.getsubprotocol() == "bearer"
-    snapshot = told(follower)
-    assert [one["id"] for one in snapshot["items"]] == [one["id"] for one in batch["items"]]
+    with standstill(stack):
+        batch = client.submit(["first", "second", "third"])
+        follower = follow(client, f"/ws/batches/{batch['id']}/")
+        assert follower.getsubprotocol() == "bearer"
+        snapshot = told(follower)
+        assert [one["id"] for one in snapshot["items"]] == [one["id"] for one in batch["items"]]
+        assert [one["image_id"] for one in snapshot["items"]] == [None] * 3
     messages = final(follower)
     done = client.finished(batch)
-    ends = [one for one in messages if one["type"] == "batch_job_complete"]
     images = {one["id"]: one["image"]["id"] for one in done["items"]}
-    seen = {one["id"]: one["image_id"] for one in snapshot["items"] if one["image_id"]}
-    seen |= {one["generation_id"]: one["image_id"] for one in ends}
-    assert seen == images
+    ends = ends_in(messages)
+    assert len(ends) == 3
+    assert {generation: image for _, generation, image in ends} == images
     assert messages[-1]["version"] == done["version"]
-    missed = follow(client, f"/ws/batches/{batch['id']}/?version=1")
-    again = final(missed)
-    assert [one["image_id"] for one in again if one["type"] == "batch_job_complete"]
+    again = final(follow(client, f"/ws/batches/{batch['id']}/?version=1"))
     assert len(again) == 4
-    of_all = [one for one in final(everything) if one["type"] == "batch_job_complete"]
-    assert [one["version"] for one in of_all] == [one["version"] for one in again[:-1]]
+    assert ends_in(again) == ends
+    assert ends_in(final(everything)) == ends
 
 
 def test_others_and_strangers_are_told_nothing(stack, new_client, simulator, follow):
@@ -113,24 +133,24 @@ def test_events_go_on_while_the_broker_is_away_and_after(stack, client, simulato
     assert final(follower)[-1]["status"] == "completed"
 
 
-def test_more_wait_than_there_are_threads_and_others_are_answered(client, simulator):
-    simulator.settings(run_seconds=0.5)
-    client.http.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=25))
+def test_more_wait_than_there_are_threads_and_others_are_answered(stack, client, simulator):
+    count = 3 * WEB_THREADS
+    client.http.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=count + 1))
     headers = {"Prefer": "wait=50"}
 
     def submit(number):
         body = {"prompts": [{"text": f"[{client.username}] waited for {number}"}]}
-        return client.call("POST", "batches/", json=body, headers=headers)
+        return client.call("POST", "batches/", json=body, headers=headers, timeout_s=90)
 
-    with ThreadPoolExecutor(24) as pool:
-        waiting = [pool.submit(submit, number) for number in range(24)]
-        wait_until(
-            lambda: len(client.call("GET", "batches/?page_size=100").json()["results"]) == 24
-        )
-        began = time.monotonic()
-        for _ in range(5):
-            client.call("GET", "models/")
-        assert time.monotonic() - began < 5
+    with ThreadPoolExecutor(count) as pool:
+        with standstill(stack):
+            waiting = [pool.submit(submit, number) for number in range(count)]
+            wait_until(
+                lambda: len(client.call("GET", "batches/?page_size=100").json()["results"]) == count
+            )
+            for _ in range(5):
+                client.call("GET", "models/")
+            assert sum(not one.done() for one in waiting) == count
         answers = [one.result() for one in waiting]
     for answer in answers:
         assert answer.headers["Preference-Applied"] == "wait=50"
@@ -147,6 +167,6 @@ def test_a_wait_that_is_too_short_is_answered_with_what_was_accepted(client, sim
         json={"prompt": f"[{client.username}] slow"},
         headers={"Prefer": "wait=1"},
     )
-    assert 0.9 < answer.elapsed.total_seconds() < 3
+    assert answer.elapsed.total_seconds() > 0.9
     location = answer.headers["Location"]
     wait_until(lambda: client.call("GET", location).json()["status"] == "completed")

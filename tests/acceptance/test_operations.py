@@ -4,7 +4,7 @@ import time
 
 import requests
 
-from tests.acceptance.conftest import wait_until
+from tests.waiting import wait_until
 
 
 def test_a_batch_posted_while_the_broker_is_down_starts_when_it_is_back(stack, client, simulator):

@@ -5,7 +5,7 @@ import io
 import PIL.Image
 import requests
 
-from tests.acceptance.conftest import wait_until
+from tests.waiting import wait_until
 
 LIGHTNING = "bytedance/sdxl-lightning-4step"
 

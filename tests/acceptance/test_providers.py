@@ -6,7 +6,7 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.acceptance.conftest import wait_until
+from tests.waiting import wait_until
 
 SDXL = {"replicate": "stability-ai/sdxl", "runpod": "runpod/sdxl", "comfyui": "comfyui/sdxl"}
 SIZE = {"width": 256, "height": 192}

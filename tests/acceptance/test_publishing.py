@@ -1,27 +1,9 @@
 """From prompts to products at both channels, through the API of a running stack."""
 
-import requests
-
-from tests.acceptance.conftest import wait_until
+from tests.acceptance.shops import PRODUCTS, approve, books, give_accounts
+from tests.waiting import wait_until
 
 SETTINGS = {"model": "bytedance/sdxl-lightning-4step", "width": 256, "height": 256}
-PRODUCTS = {"printify": "mug", "shopify": "poster"}
-
-
-def books(simulator, token):
-    """What the simulated channels have of an account."""
-    answer = requests.get(f"{simulator.url}/_sim/shops", params={"token": token}, timeout=10)
-    answer.raise_for_status()
-    return {account["channel"]: account for account in answer.json()["accounts"]}
-
-
-def give_accounts(client, token):
-    for channel, credentials, options in (
-        ("printify", {"token": token}, {}),
-        ("shopify", {"access_token": token}, {"shop": "foxes.myshopify.com"}),
-    ):
-        body = {"credentials": credentials, "options": options}
-        client.call("PUT", f"channels/{channel}/", 201, json=body)
 
 
 def image_ids(client, texts):
@@ -29,10 +11,6 @@ def image_ids(client, texts):
     batch = client.finished(client.submit(texts, settings=SETTINGS))
     assert batch["status"] == "completed"
     return [item["image"]["id"] for item in batch["items"]]
-
-
-def approve(client, ids):
-    client.call("POST", "images/actions/", json={"action": "approve", "ids": ids})
 
 
 def ended(client, ids, timeout_s=60):
@@ -68,7 +46,9 @@ def test_three_approved_images_become_three_products_at_each_channel(client, sim
     rows = ended(client, publications)
     assert [row["error"] for row in rows] == [None] * 6
     assert {row["status"] for row in rows} == {"published"}
-    for channel, book in books(simulator, token).items():
+    shown = books(simulator, token)
+    assert shown.keys() == PRODUCTS.keys()
+    for channel, book in shown.items():
         assert book["products_created"] == 3, channel
         titles = [product["title"] for product in book["products"]]
         assert sorted(titles) == ["Animal 1", "Animal 2", "Animal 3"]

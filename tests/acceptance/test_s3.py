@@ -12,8 +12,9 @@ from django.core import signing
 from PIL import Image
 
 from picture.stack import Stack
-from tests.acceptance.conftest import UNSET, Client, Simulator, wait_until
+from tests.acceptance.conftest import UNSET, Client, Simulator
 from tests.s3 import BUCKET, running
+from tests.waiting import wait_until
 
 PARTS = {"file": "url", "preview": "preview_url", "thumbnail": "thumbnail_url"}
 SIZE_PX = {"file": 1024, "preview": 1024, "thumbnail": 256}

@@ -189,6 +189,18 @@ def test_there_are_so_many_groups_at_most(owner, monkeypatch):
     assert told.total.generations == 6
 
 
+def test_no_day_of_the_longest_range_is_left_out(owner):
+    """Which touches a day more if it does not begin at midnight."""
+    end = DAY + timedelta(days=analytics.DAYS_MAX)
+    generations = list(make_batch(owner, size=analytics.DAYS_MAX + 1).generations.all())
+    for number, generation in enumerate(generations):
+        generation.created_at = min(DAY + timedelta(days=number), end - timedelta(seconds=1))
+    Generation.objects.bulk_update(generations, ["created_at"])
+    told = report(Scope(owner.pk, DAY, end), GroupBy.DAY)
+    assert len(told.groups) == analytics.DAYS_MAX + 1
+    assert (told.groups[0].key, told.groups[-1].key) == (f"{DAY:%Y-%m-%d}", f"{end:%Y-%m-%d}")
+
+
 @pytest.mark.parametrize("group_by", GroupBy)
 def test_it_is_one_query(group_by, owner, django_assert_num_queries):
     made(owner)

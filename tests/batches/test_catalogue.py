@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import threading
 from decimal import Decimal
 
 import pytest
@@ -17,6 +16,7 @@ from batches import apps, catalogue
 from batches.models import CatalogueModel
 from generation import catalogue as data_file
 from tests.factories import MODEL
+from tests.support import at_once
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("fresh_catalogue")]
 
@@ -362,21 +362,7 @@ def test_the_command_tells_what_it_has_changed(capsys):
 @pytest.mark.django_db(transaction=True)
 def test_loads_at_the_same_time_do_not_disturb_one_another():
     CatalogueModel.objects.all().delete()
-    start = threading.Barrier(3)
-    loaded = []
-
-    def load():
-        try:
-            start.wait()
-            loaded.append(catalogue.load())
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    loaded = at_once(*[catalogue.load] * 3)
     assert sorted(len(one.added) for one in loaded) == [0, 0, len(data_file.load_entries())]
     assert catalogue.load_models() == data_file.load_models()
 

@@ -1,13 +1,13 @@
-import threading
+from functools import partial
 
 import pytest
-from django.db import connection
 
 from batches import lifecycle, wake
 from batches.models import Batch, Event, Generation
 from batches.scheduling import admit
 from generation.provider import ErrorClass, Failure
 from tests.factories import make_batch, make_generation, make_user
+from tests.support import at_once
 
 UNAVAILABLE = Failure(ErrorClass.PROVIDER_UNAVAILABLE, "away")
 
@@ -121,21 +121,13 @@ def test_a_transition_that_is_undone_is_neither_logged_nor_told(
 @pytest.mark.django_db(transaction=True)
 def test_versions_have_no_gap_and_no_double_under_contention():
     batch = make_batch(make_user(), size=8)
-    Generation.objects.all()
     generations = list(batch.generations.all())
-    barrier = threading.Barrier(4)
 
     def cancel(mine):
-        barrier.wait()
         for generation in mine:
             lifecycle.cancel_generation(generation=generation)
-        connection.close()
 
-    threads = [threading.Thread(target=cancel, args=(generations[n::4],)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(cancel, generations[number::4]) for number in range(4)))
     version = Batch.objects.get(pk=batch.pk).version
     assert [one[0] for one in log(batch)] == list(range(1, version + 1))
     assert version == 1 + 8 + 1

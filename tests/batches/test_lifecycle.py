@@ -1,8 +1,7 @@
-import threading
 from decimal import Decimal
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 
 from batches import invariants, lifecycle, wake
@@ -26,6 +25,7 @@ from batches.models import (
 from batches.scheduling import admit
 from generation.provider import ErrorClass, Failure, Prediction, PredictionStatus
 from tests.factories import make_batch, make_generation, make_user, new_generation
+from tests.support import at_once
 
 pytestmark = pytest.mark.django_db
 
@@ -291,21 +291,7 @@ def test_a_batch_with_open_work_is_not_finalised():
 def test_a_batch_is_finalised_once_however_many_try():
     batch = make_batch(size=1)
     Batch.objects.update(failed_count=1)
-    barrier = threading.Barrier(8)
-    wins = []
-
-    def work():
-        try:
-            barrier.wait()
-            wins.append(lifecycle.finalise_batch(batch_id=batch.pk))
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    wins = at_once(*[lambda: lifecycle.finalise_batch(batch_id=batch.pk)] * 8)
     assert sorted(wins) == [False] * 7 + [True]
 
 

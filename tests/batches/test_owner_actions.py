@@ -1,12 +1,11 @@
 """What an owner may do with a batch or a generation, at every place where it may stand."""
 
-import threading
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 from django.core.files.base import ContentFile
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models.functions import Now
 
 from batches import invariants, lifecycle
@@ -28,9 +27,11 @@ from tests.factories import (
     make_batch,
     make_generation,
     make_image,
+    make_publication,
     make_user,
     new_generation,
 )
+from tests.support import in_background, wait_for_locks
 
 pytestmark = pytest.mark.django_db
 DONE = Prediction("p1", PredictionStatus.SUCCEEDED, outputs=("https://x/y.png",))
@@ -469,7 +470,7 @@ def test_a_running_single_generation_is_stopped_and_then_removed():
 
 def being_published(generation):
     image = completed(generation)
-    publication_of(image)
+    publish(image)
     return image
 
 
@@ -478,11 +479,9 @@ def completed(generation):
     return make_image(generation)
 
 
-def publication_of(image):
+def publish(image):
     ChannelAccount.objects.create(owner=image.owner, channel="printify")
-    Publication.objects.create(
-        owner=image.owner, image=image, channel="printify", product_type="mug", title="A fox"
-    )
+    make_publication(image)
 
 
 def end_publications():
@@ -524,27 +523,18 @@ def test_a_deletion_waits_for_a_publication_that_is_being_begun(of_a_batch):
     batch = make_batch(size=1) if of_a_batch else None
     generation = batch.generations.get() if batch else make_generation()
     image = completed(generation)
-    given = []
 
     def delete():
-        try:
-            given.append(
-                lifecycle.delete_batch(batch=batch)
-                if batch
-                else lifecycle.delete_generation(generation=generation)
-            )
-        finally:
-            connection.close()
+        if batch:
+            return lifecycle.delete_batch(batch=batch)
+        return lifecycle.delete_generation(generation=generation)
 
     with transaction.atomic():
         list(Image.objects.select_for_update(no_key=True))
-        waiting = threading.Thread(target=delete)
-        waiting.start()
-        waiting.join(0.3)
-        assert not given
-        publication_of(image)
-    waiting.join(30)
-    assert given == [False]
+        deletion = in_background(delete)
+        wait_for_locks()
+        publish(image)
+    assert deletion.result(30) is False
     assert Image.objects.get() == image
 
 
@@ -556,33 +546,16 @@ def test_an_action_waits_for_an_admission_and_an_admission_for_an_action():
     make_generation()
     admit()
     batch = make_batch(make_user(), size=2)
-    holding, go_on = threading.Event(), threading.Event()
-
-    def hold():
-        try:
-            with transaction.atomic():
-                Pool.objects.hold_admissions()
-                holding.set()
-                go_on.wait(10)
-        finally:
-            connection.close()
-
-    results = []
-
-    def try_to_admit():
-        try:
-            results.append(len(admit().admitted))
-        finally:
-            connection.close()
-
-    holder, admitter = threading.Thread(target=hold), threading.Thread(target=try_to_admit)
-    holder.start()
-    assert holding.wait(10)
-    admitter.start()
-    admitter.join(0.2)
-    assert results == []
-    go_on.set()
-    holder.join()
-    admitter.join()
-    assert results == [2]
-    assert batch.pk
+    with transaction.atomic():
+        Pool.objects.hold_admissions()
+        action = in_background(lambda: lifecycle.pause_batch(batch=batch))
+        wait_for_locks()
+    assert action.result(30)
+    assert lifecycle.resume_batch(batch=batch)
+    with transaction.atomic():
+        Pool.objects.hold_admissions()
+        admission = in_background(admit)
+        wait_for_locks()
+    assert {one.generation_id for one in admission.result(30).admitted} == {
+        *batch.generations.values_list("pk", flat=True)
+    }

@@ -1,18 +1,20 @@
 """Publications as rows: asked for once, however many ask, and held by one."""
 
-import threading
+import time
 import uuid
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 
 import pytest
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from batches import invariants, publications
+from batches.curation import Action, Selection, act_on_images
 from batches.intake import Refused
 from batches.models import (
     ChannelAccount,
@@ -22,16 +24,15 @@ from batches.models import (
 )
 from batches.publications import AccountInUse, Outcome, PublishRequest
 from publishing.channel import Done, Limits, Step
-from tests.factories import make_generation, make_image, make_user
+from tests.factories import approve, make_generation, make_image, make_publication, make_user
+from tests.support import at_once
 
 WANTED = PublishRequest("printify", "mug", "A fox {index}")
 LIMITS = Limits(calls_per_minute=120, publications=40, publications_window_s=600)
 
 
 def approved(owner, count=1):
-    images = [make_image(make_generation(owner)) for _ in range(count)]
-    Image.objects.update(review_status="approved", reviewed_at=Now())
-    return images
+    return approve(*[make_image(make_generation(owner)) for _ in range(count)])
 
 
 def make_account(owner):
@@ -61,27 +62,6 @@ def account(owner):
 def publication(owner, account):
     ((publication, _),) = publish(owner, approved(owner))
     return publication
-
-
-def at_once(*acts):
-    """Run all of them at the same moment; their answers, or what they raised."""
-    barrier, answers = threading.Barrier(len(acts)), [None] * len(acts)
-
-    def run(place, act):
-        try:
-            barrier.wait(10)
-            answers[place] = act()
-        except Exception as error:
-            answers[place] = error
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=one) for one in enumerate(acts)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return answers
 
 
 def broken():
@@ -141,6 +121,7 @@ def test_an_account_is_never_deleted_under_what_is_being_published(owner):
         published, deleted = at_once(
             lambda image=image: publish(owner, [image]),
             lambda account=account: publications.delete_account(account=account),
+            may_raise=(Refused, AccountInUse),
         )
         assert isinstance(published, Refused) != isinstance(deleted, AccountInUse)
         assert not broken()
@@ -149,32 +130,32 @@ def test_an_account_is_never_deleted_under_what_is_being_published(owner):
 
 @pytest.mark.django_db(transaction=True)
 def test_an_image_is_never_published_once_it_is_rejected(owner, account):
-    def reject(image):
-        with transaction.atomic():
-            Image.objects.select_for_update().get(pk=image.pk)
-            if not Publication.objects.filter(image=image.pk).exists():
-                Image.objects.filter(pk=image.pk).update(review_status="rejected")
-
     for _ in range(5):
         (image,) = approved(owner)
-        at_once(
-            lambda image=image: publish(owner, [image]),
-            lambda image=image: reject(image),
+        published, (reviewed,) = at_once(
+            partial(publish, owner, [image]),
+            partial(
+                act_on_images,
+                owner_id=owner.pk,
+                selection=Selection(ids=[image.pk]),
+                action=Action.REJECT,
+            ),
+            may_raise=(Refused,),
         )
         image.refresh_from_db()
-        is_published = Publication.objects.filter(image=image.pk).exists()
-        assert is_published != (image.review_status == "rejected")
+        if isinstance(published, Refused):
+            assert [problem.code for problem in published.problems] == ["not_approved"]
+            assert (reviewed.outcome, image.review_status) == ("done", "rejected")
+            assert not Publication.objects.filter(image=image).exists()
+        else:
+            assert [one.outcome for one in published] == [Outcome.ACCEPTED]
+            assert (reviewed.outcome, reviewed.code) == ("refused", "being_published")
+            assert image.review_status == "approved"
 
 
 def test_the_database_itself_refuses_a_second_row(publication):
     with pytest.raises(IntegrityError), transaction.atomic():
-        Publication.objects.create(
-            owner=publication.owner,
-            image=publication.image,
-            channel="printify",
-            product_type="mug",
-            title="Another",
-        )
+        make_publication(publication.image)
 
 
 def test_titles_are_numbered(owner, account):
@@ -293,7 +274,11 @@ def test_at_a_channel_that_changes_products_it_is_set_anew(owner):
     for one in (made, unknown):
         publish(owner, [one.image], replace(OTHER, channel="shopify"))
         one.refresh_from_db()
-        assert (one.status, one.title, one.remote_ids) == ("publishing", "Another fox", {})
+        assert (one.status, one.title, one.remote_ids) == (
+            "publishing",
+            "Another fox",
+            {"changed": "1"},
+        )
         assert publications.take_turn(str(one.pk), one.turn).attempt is None
     publish(owner, [same.image], wanted)
     same.refresh_from_db()
@@ -409,9 +394,11 @@ def allowed(account, calls=1, **options):
 
 @pytest.mark.django_db(transaction=True)
 def test_no_more_is_taken_of_a_limit_than_there_is(account):
-    given = at_once(*[lambda: allowed(account).is_given] * 8, *[lambda: allowed(account, 5)] * 6)
-    taken = given[:8].count(True) + 5 * sum(one.is_given for one in given[8:])
-    assert 26 <= taken <= 31  # a quarter of 120, and what comes back meanwhile
+    begun_s = time.monotonic()
+    given = at_once(*[lambda: allowed(account)] * 8, *[lambda: allowed(account, 5)] * 6)
+    elapsed_s = time.monotonic() - begun_s
+    taken = sum(one.is_given for one in given[:8]) + 5 * sum(one.is_given for one in given[8:])
+    assert 26 <= taken <= 30 + 1.5 * elapsed_s  # a quarter of 120, and 90 a minute come back
 
 
 def test_what_is_used_up_comes_back_over_its_window(account):
@@ -424,13 +411,15 @@ def test_what_is_used_up_comes_back_over_its_window(account):
 
 
 def test_within_a_window_no_more_is_taken_than_the_limit(account):
-    taken = 0
+    taken, begun_s = 0, time.monotonic()
     for _ in range(60):  # seconds
         while allowed(account).is_given:
             taken += 1
         second = timedelta(seconds=1)
         ChannelAccount.objects.update(refilled_at=F("refilled_at") - second)
-    assert 110 <= taken <= 120
+    elapsed_s = time.monotonic() - begun_s
+    # What the test itself takes is beside those seconds, and brings 90 a minute.
+    assert 110 <= taken <= 120 + 1.5 * elapsed_s
 
 
 def test_publications_are_counted_beside_calls(account):
@@ -510,6 +499,19 @@ def test_calls_that_must_not_be_are_found(attempts, told, publication):
     assert any(told in one for one in broken())
 
 
+def test_what_a_channel_has_done_once_more_is_no_second_product(publication):
+    # The picture of a product could not be processed, and it is set again.
+    steps = ["product", "publish", "product", "publish"]
+    Publication.objects.update(attempt_count=len(steps), remote_ids={"redone": "1"})
+    PublicationAttempt.objects.bulk_create(
+        PublicationAttempt(publication=publication, number=number, step=step, outcome="succeeded")
+        for number, step in enumerate(steps, 1)
+    )
+    assert not broken()
+    PublicationAttempt.objects.filter(number=2).update(step="product")
+    assert any("created twice" in one for one in broken())
+
+
 def test_what_is_due_is_found_by_its_index(owner, account, publication):
     row = Publication.objects.values().get()
     Publication.objects.bulk_create(
@@ -527,12 +529,9 @@ def test_what_is_due_is_found_by_its_index(owner, account, publication):
     )
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE batches_publication")
-        cursor.execute(
-            """
-            EXPLAIN SELECT id FROM batches_publication
-            WHERE status = 'publishing' AND due_at <= statement_timestamp()
-            ORDER BY due_at LIMIT 50
-            """
-        )
+        with CaptureQueriesContext(connection) as queries:
+            assert len(publications.take_due(50)) == 1
+        (statement,) = queries
+        cursor.execute(f"EXPLAIN {statement['sql']}")
         plan = "\n".join(line for (line,) in cursor.fetchall())
-    assert "publication_due" in plan
+    assert "Index Scan using publication_due" in plan

@@ -1,14 +1,14 @@
 """Pictures are taken in once, whole or not at all, and stay while something is made from them."""
 
 import io
-import threading
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 
 import PIL.Image
 import pytest
 from django.core.files.storage import default_storage
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models.functions import Now
 
 from batches import cleanup, lifecycle, references
@@ -22,6 +22,7 @@ from tests.factories import (
     new_generation,
     picture,
 )
+from tests.support import in_background, wait_for_locks
 
 pytestmark = pytest.mark.django_db
 
@@ -198,57 +199,35 @@ def test_a_reference_stays_until_the_last_that_is_made_from_it_is_gone(owner):
 
 @pytest.mark.django_db(transaction=True)
 def test_whoever_deletes_waits_for_whoever_is_about_to_use(owner):
-    reference, outcome = make_reference(owner), []
-
-    def delete():
-        outcome.append(references.delete(reference))
-        connection.close()
-
-    thread = threading.Thread(target=delete)
+    reference = make_reference(owner)
     wanted = Source("id", str(reference.pk))
     with taken_in(owner, wanted) as collected, collected.added() as added:
-        thread.start()
-        wait_for_locks(1)
+        deletion = in_background(lambda: references.delete(reference))
+        wait_for_locks()
         new = new_generation(references=(added[wanted].reference.pk,), kind="derive")
         lifecycle.submit_generation(owner_id=owner.pk, generation=new)
-    thread.join(30)
-    assert outcome == [False]
+    assert deletion.result(30) is False
     assert GenerationReference.objects.get().reference == reference
-
-
-def wait_for_locks(count):
-    """Until so many wait for one."""
-    with connection.cursor() as cursor:
-        for _ in range(3_000):
-            cursor.execute("SELECT pg_sleep(0.01), count(*) FROM pg_locks WHERE NOT granted")
-            if cursor.fetchone()[1] >= count:
-                return
-    pytest.fail("Nobody waits.")
 
 
 @pytest.mark.django_db(transaction=True)
 def test_two_who_take_the_same_pictures_in_do_not_wait_for_each_other(owner):
     pictures = [picture(size=(number, 1)) for number in (1, 2)]
-    found = []
 
-    def run(wanted):
+    def take_in(wanted):
         with taken_in(owner, *map(uploaded, wanted)) as collected:
-            found.append({one.reference.pk for one in add(collected).values()})
-        connection.close()
+            return {one.reference.pk for one in add(collected).values()}
 
     # Both come to their first picture, and go on at once: each would hold what the other needs.
-    threads = [threading.Thread(target=run, args=(order,)) for order in (pictures, pictures[::-1])]
     with transaction.atomic():
         for data in pictures:
             digest = sha256(data).hexdigest()
             fields = {"format": "png", "width": 1, "height": 1, "size_bytes": 1, "sha256": digest}
             Reference.objects.create(owner=owner, **fields)
-        for thread in threads:
-            thread.start()
+        orders = (pictures, pictures[::-1])
+        taking = [in_background(partial(take_in, order)) for order in orders]
         wait_for_locks(2)
         transaction.set_rollback(True)
-    for thread in threads:
-        thread.join(60)
-    assert len(found) == 2
-    assert found[0] == found[1]
+    one, other = (answer.result(60) for answer in taking)
+    assert one == other
     assert Reference.objects.count() == 2

@@ -1,9 +1,8 @@
-import threading
 from collections import Counter
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
@@ -12,6 +11,7 @@ from batches.models import Batch, Generation, Lane, Lease, Pool
 from batches.scheduling import admit, follow_default_cap, share_slots
 from generation.provider import ErrorClass, Failure
 from tests.factories import make_batch, make_generation, make_user
+from tests.support import at_once, in_background
 
 pytestmark = pytest.mark.django_db
 
@@ -305,23 +305,14 @@ def test_admission_never_exceeds_the_cap_under_contention():
     for _ in range(4):
         make_batch(user, size=25)
     running: list[int] = []
-    barrier = threading.Barrier(16)
 
     def work():
-        try:
-            barrier.wait()
-            for _ in range(6):
-                for member in admit().admitted:
-                    running.append(Lease.objects.filter(owner=user).count())
-                    release(member.generation_id)
-        finally:
-            connection.close()
+        for _ in range(6):
+            for member in admit().admitted:
+                running.append(Lease.objects.filter(owner=user).count())
+                release(member.generation_id)
 
-    threads = [threading.Thread(target=work) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*[work] * 16)
     assert len(running) > 16
     assert max(running) <= 3
     assert Lease.objects.count() == 0
@@ -331,25 +322,9 @@ def test_admission_never_exceeds_the_cap_under_contention():
 @pytest.mark.django_db(transaction=True)
 def test_a_lane_that_somebody_holds_is_skipped_and_not_waited_for():
     first, second = make_batch(size=1), make_batch(size=1)
-    locked, done = threading.Event(), threading.Event()
-
-    def hold():
-        from django.db import transaction
-
-        try:
-            with transaction.atomic():
-                Lane.objects.select_for_update().get(owner=first.owner)
-                locked.set()
-                done.wait(10)
-        finally:
-            connection.close()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert locked.wait(10)
-    assert admitted_ids() == [second.generations.get().pk]
-    done.set()
-    holder.join()
+    with transaction.atomic():
+        Lane.objects.select_for_update().get(owner=first.owner)
+        assert in_background(admitted_ids).result(10) == [second.generations.get().pk]
     assert admitted_ids() == [first.generations.get().pk]
 
 

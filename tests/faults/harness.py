@@ -39,9 +39,10 @@ import pytest
 import requests
 
 from picture.stack import Stack
-from tests.acceptance.conftest import UNSET, Client, Simulator, wait_until
+from tests.acceptance.conftest import UNSET, Client, Simulator
 from tests.faults import crash_app
 from tests.faults.crash_app import Rule
+from tests.waiting import wait_until
 
 FULL = os.environ.get("PICTURE_FAULTS") == "full"
 LEASE_S = 5 if FULL else 2
@@ -82,6 +83,8 @@ class FaultStack(Stack):
         (self.crash_dir / "rules").mkdir(parents=True)
         fixed = {
             "LEASE_SECONDS": str(LEASE_S),
+            # The simulated shops have done at once what they are asked for.
+            "CHANNEL_SETTLE_SECONDS": "2",
             "RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
             "MAX_PARALLEL_PER_USER": "20",
             "MAX_PARALLEL_GLOBAL": "60",

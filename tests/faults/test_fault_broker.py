@@ -2,8 +2,8 @@
 
 import time
 
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import Poster, often
+from tests.waiting import wait_until
 
 
 def test_redis_is_killed_under_load(faults):

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 
 from picture.embedded import has_ended
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import Poster, often
+from tests.waiting import wait_until
 
 
 def _is_clean(answer):

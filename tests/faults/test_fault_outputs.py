@@ -9,8 +9,8 @@ import psutil
 import pytest
 import requests
 
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import full_only, often
+from tests.waiting import wait_until
 
 # Its rules are tested in the process as well, and much faster.
 pytestmark = full_only

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import WORKERS, Poster, full_only, often
+from tests.waiting import wait_until
 
 BEFORE_POST = "kill -9 before the POST"
 AFTER_POST = "kill -9 after the POST, before the id is stored"

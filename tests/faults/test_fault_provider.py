@@ -15,9 +15,9 @@ from email.utils import format_datetime
 import pytest
 import requests
 
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import LEASE_S, RECOVERY_S, RETRY_DELAYS_S, full_only, often
 from tests.faults.proxy import TcpProxy
+from tests.waiting import wait_until
 
 # Its rules are tested in the process as well, and much faster.
 pytestmark = full_only

@@ -3,8 +3,8 @@
 import contextlib
 import time
 
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import SETTINGS, often
+from tests.waiting import wait_until
 
 TWICE = "two beats, and beat and sweeper restarted, while schedules are due"
 

@@ -6,8 +6,8 @@ import time
 from celery import Celery, chain
 
 from picture.celery import celery_url
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import WORKERS, Poster, often
+from tests.waiting import wait_until
 
 
 def test_every_process_is_restarted_one_after_the_other_under_load(faults):

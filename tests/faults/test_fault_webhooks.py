@@ -17,8 +17,8 @@ import uuid
 import pytest
 import requests
 
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import FULL, LEASE_S, RECOVERY_S, often
+from tests.waiting import wait_until
 
 # An age at which a webhook is refused, in seconds.
 STALE_S = 400

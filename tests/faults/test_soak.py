@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import wait_until
 from tests.faults.harness import WORKERS, Faults, FaultStack, make_users
+from tests.waiting import wait_until
 
 USERS, BATCHES, SIZE = 50, 100, 20
 KILL_EVERY_S = 5.0

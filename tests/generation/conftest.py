@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from generation.http import HttpClient
-
 
 @dataclass
 class Request:
@@ -133,20 +131,6 @@ def serve() -> Iterator[Callable[[Callable[..., bool]], ScriptedServer]]:
     yield start
     for server in servers:
         server.stop()
-
-
-@pytest.fixture
-def http() -> Iterator[HttpClient]:
-    with HttpClient(timeout_s=5, connect_timeout_s=1) as client:
-        yield client
-
-
-@pytest.fixture
-def refused_url() -> str:
-    """A URL on a port where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    return f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from generation.providers import comfyui
 from generation.providers.comfyui import ComfyUIProvider, read_entry
 from tests.generation.conformance.comfyui import IMAGE_TO_IMAGE, MODEL, TEXT_TO_IMAGE
 from tests.generation.conformance.harness import input_file, new_token
-from tests.simulator.support import PATIENCE_S, eventually, running_simulator
+from tests.simulator.support import PATIENCE_S, eventually
 
 BASE = "http://comfyui.test:8188"
 ID = "0b0c1f4e-5c6e-4a1c-9a43-5f0c8f6f2c11"
@@ -97,18 +97,6 @@ def accepted(answer) -> Prediction:
 def refused(answer) -> Failure:
     assert isinstance(answer, Failure), answer
     return answer
-
-
-@pytest.fixture(scope="module")
-def simulator_process():
-    with running_simulator() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def sim(simulator_process):
-    assert simulator_process.request("POST", "/_sim/reset").status_code == 204
-    return simulator_process
 
 
 @pytest.fixture

@@ -269,7 +269,7 @@ class TestWhatIsKnownOfALostCall:
 
     def test_messages_never_hold_a_header_or_the_path(self, http, refused_url):
         result = http.json(
-            "POST", refused_url + "hook-secret", headers={"Authorization": "Bearer r8_x\nsecret"}
+            "POST", f"{refused_url}/hook-secret", headers={"Authorization": "Bearer r8_x\nsecret"}
         )
         assert isinstance(result, TransportError)
         assert "secret" not in result.message

@@ -2,8 +2,6 @@
 
 import io
 import struct
-import subprocess
-import sys
 import tempfile
 import zlib
 
@@ -13,6 +11,7 @@ from PIL import Image
 from generation import renditions
 from generation.images import MAX_HELD_BYTES, VerifiedImage, verify
 from generation.provider import Failure
+from tests.generation.scripts import run
 
 # A lossless WebP of 8192 x 8192 pixels, all of them red.
 RED_LOSSLESS = bytes.fromhex(
@@ -51,17 +50,6 @@ if pid == 0:
     os._exit(0)
 os.waitpid(pid, 0)
 """
-
-
-def run(script, *arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.strip()
 
 
 def chunk(kind, data):

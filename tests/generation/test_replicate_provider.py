@@ -1051,22 +1051,10 @@ class TestFind:
             find(replicate, **{name: datetime(2026, 11, 20)})
 
 
-@pytest.fixture(scope="module")
-def simulator_process():
-    with support.running_simulator() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def simulator(simulator_process):
-    assert simulator_process.request("POST", "/_sim/reset").status_code == 204
-    return simulator_process
-
-
 class TestWithTheSimulator:
     @pytest.fixture
-    def replicate(self, http, simulator):
-        return ReplicateProvider(support.TOKEN, http=http, base_url=simulator.url)
+    def replicate(self, http, sim):
+        return ReplicateProvider(support.TOKEN, http=http, base_url=sim.url)
 
     def submit(self, replicate, prompt, model=support.FLUX, version=None, **values) -> Prediction:
         request = SubmitRequest(model, {"prompt": prompt, **values}, version=version)
@@ -1074,10 +1062,10 @@ class TestWithTheSimulator:
         assert isinstance(result, Prediction), result
         return result
 
-    def created_at(self, simulator, prediction_id) -> datetime:
-        return datetime.fromisoformat(simulator.get(prediction_id)["created_at"])
+    def created_at(self, sim, prediction_id) -> datetime:
+        return datetime.fromisoformat(sim.get(prediction_id)["created_at"])
 
-    def test_find_gives_what_was_submitted_and_no_other(self, replicate, simulator):
+    def test_find_gives_what_was_submitted_and_no_other(self, replicate, sim):
         since = datetime.now(UTC) - timedelta(seconds=5)
         until = since + timedelta(minutes=1)
         first = self.submit(replicate, "a cat")
@@ -1086,7 +1074,7 @@ class TestWithTheSimulator:
         self.submit(replicate, "a cat", model=support.FLUX_DEV)
         second = self.submit(replicate, "a cat", num_outputs=1.0)
         for prediction_id in (first.id, second.id):
-            simulator.ended(prediction_id)
+            sim.ended(prediction_id)
 
         def found(**values):
             request = SubmitRequest(support.FLUX, {"prompt": "a cat", **values})
@@ -1098,9 +1086,9 @@ class TestWithTheSimulator:
         assert found(num_outputs=1) == (replicate.fetch(second.id),)
         assert found(num_outputs=3) == ()
 
-    def test_find_takes_the_time_as_the_list_does(self, replicate, simulator):
+    def test_find_takes_the_time_as_the_list_does(self, replicate, sim):
         ids = [self.submit(replicate, "a cat").id for _ in range(3)]
-        first, second, third = (self.created_at(simulator, one) for one in ids)
+        first, second, third = (self.created_at(sim, one) for one in ids)
         request = SubmitRequest(support.FLUX, {"prompt": "a cat"})
 
         def found(since, until):
@@ -1115,7 +1103,7 @@ class TestWithTheSimulator:
         assert found(second, second + tick) == [ids[1]]
         assert found(second, second) == []
 
-    def test_find_knows_a_version_by_its_id(self, replicate, simulator):
+    def test_find_knows_a_version_by_its_id(self, replicate, sim):
         since = datetime.now(UTC) - timedelta(seconds=5)
         version = f"{support.SDXL}:{support.SDXL_VERSION}"
         made = self.submit(replicate, "a cat", model=support.SDXL, version=version)
@@ -1124,36 +1112,36 @@ class TestWithTheSimulator:
         assert isinstance(result, tuple)
         assert [found.id for found in result] == [made.id]
 
-    def test_find_goes_through_all_pages(self, replicate, simulator):
+    def test_find_goes_through_all_pages(self, replicate, sim):
         since = datetime.now(UTC) - timedelta(seconds=5)
         wanted = self.submit(replicate, "the first of many")
         for _ in range(205):
-            simulator.created()
+            sim.created()
         request = SubmitRequest(support.FLUX, {"prompt": "the first of many"})
         result = replicate.find(request, since=since, until=since + timedelta(minutes=5))
         assert isinstance(result, tuple)
         assert [found.id for found in result] == [wanted.id]
 
-    def test_find_cannot_tell_after_the_data_was_deleted(self, replicate, simulator):
+    def test_find_cannot_tell_after_the_data_was_deleted(self, replicate, sim):
         since = datetime.now(UTC) - timedelta(seconds=5)
-        simulator.fault("expired")
+        sim.fault("expired")
         made = self.submit(replicate, "a cat")
-        simulator.ended(made.id)
-        support.eventually(lambda: simulator.get(made.id)["data_removed"], "removed")
+        sim.ended(made.id)
+        support.eventually(lambda: sim.get(made.id)["data_removed"], "removed")
         for model, expected in [(support.FLUX, Failure), (support.FLUX_DEV, tuple)]:
             request = SubmitRequest(model, {"prompt": "a cat"})
             result = replicate.find(request, since=since, until=since + timedelta(minutes=1))
             assert isinstance(result, expected)
 
-    def test_find_with_a_wrong_token_is_a_failure(self, http, simulator):
-        replicate = ReplicateProvider("wrong", http=http, base_url=simulator.url)
+    def test_find_with_a_wrong_token_is_a_failure(self, http, sim):
+        replicate = ReplicateProvider("wrong", http=http, base_url=sim.url)
         result = find(replicate)
         assert isinstance(result, Failure)
         assert result.error_class == ErrorClass.AUTH
 
-    def test_cancel_of_finished_work_changes_nothing(self, replicate, simulator):
+    def test_cancel_of_finished_work_changes_nothing(self, replicate, sim):
         made = self.submit(replicate, "a cat")
-        simulator.ended(made.id)
+        sim.ended(made.id)
         result = replicate.cancel(made.id)
         assert isinstance(result, Prediction)
         assert result.status == PredictionStatus.SUCCEEDED
@@ -1470,7 +1458,7 @@ class TestProvider:
         told = [
             replicate.submit(REQUEST),
             replicate.fetch(ID),
-            ReplicateProvider(TOKEN, http=http, base_url=refused_url.rstrip("/")),
+            ReplicateProvider(TOKEN, http=http, base_url=refused_url),
             replicate,
             caplog.text,
         ]

@@ -28,7 +28,6 @@ from generation.provider import (
 from generation.providers.replicate import ReplicateProvider, read_prediction
 from simulator.webhooks import sign
 from tests.simulator.support import TOKEN as SIMULATOR_TOKEN
-from tests.simulator.support import Receiver, running_simulator
 
 TOKEN = "r8_TestTokenThatMustNotLeak"
 BASE = "https://api.replicate.test"
@@ -473,22 +472,17 @@ def test_read_translates_what_a_webhook_holds():
     assert configured.read({"id": "p1"}) is None
 
 
-def test_the_simulators_webhooks_are_taken_and_with_a_wrong_key_refused(http):
-    receiver = Receiver()
-    try:
-        with running_simulator() as simulator:
-            provider = ReplicateProvider(SIMULATOR_TOKEN, http=http, base_url=simulator.url)
-            created = simulator.created(webhook=receiver.url, webhook_events_filter=["completed"])
-            (genuine,) = receiver.wait_for(1)
-            result = verify(genuine.headers, genuine.body, now_s=time.time(), provider=provider)
-            assert isinstance(result, WebhookDelivery)
-            assert result.prediction == provider.fetch(created["id"])
-            assert result.body["status"] == "succeeded"
+def test_the_simulators_webhooks_are_taken_and_with_a_wrong_key_refused(sim, receiver, http):
+    provider = ReplicateProvider(SIMULATOR_TOKEN, http=http, base_url=sim.url)
+    created = sim.created(webhook=receiver.url, webhook_events_filter=["completed"])
+    (genuine,) = receiver.wait_for(1)
+    result = verify(genuine.headers, genuine.body, now_s=time.time(), provider=provider)
+    assert isinstance(result, WebhookDelivery)
+    assert result.prediction == provider.fetch(created["id"])
+    assert result.body["status"] == "succeeded"
 
-            simulator.fault("webhook_bad_signature")
-            simulator.created(webhook=receiver.url, webhook_events_filter=["completed"])
-            forged = receiver.wait_for(2)[1]
-            result = verify(forged.headers, forged.body, now_s=time.time(), provider=provider)
-            assert result is WebhookRefusal.BAD_SIGNATURE
-    finally:
-        receiver.close()
+    sim.fault("webhook_bad_signature")
+    sim.created(webhook=receiver.url, webhook_events_filter=["completed"])
+    forged = receiver.wait_for(2)[1]
+    result = verify(forged.headers, forged.body, now_s=time.time(), provider=provider)
+    assert result is WebhookRefusal.BAD_SIGNATURE

@@ -13,7 +13,7 @@ from generation import images, renditions
 from generation.images import VerifiedImage
 from generation.provider import Failure
 from generation.renditions import Resize
-from tests.generation.test_images_memory import run
+from tests.generation.scripts import run
 
 RED, GREEN, BLUE = (220, 20, 20), (20, 220, 20), (20, 20, 220)
 # Prints how much memory it took to enlarge a picture for a print, and its size.
@@ -101,7 +101,7 @@ def test_upscale_covers_the_size_and_cuts_the_edges_evenly():
 
 def test_upscale_makes_smaller_too():
     _, picture = resized(encoded(stripes()), "upscale", 45, 30)
-    assert [near(picture.getpixel((x, 15)), c) for x, c in ((7, RED), (22, GREEN), (37, BLUE))]
+    assert all(near(picture.getpixel((x, 15)), c) for x, c in ((7, RED), (22, GREEN), (37, BLUE)))
 
 
 @pytest.mark.parametrize("pillow_format", ["PNG", "WEBP"])
@@ -160,7 +160,7 @@ def test_a_picture_is_turned_as_it_says():
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees
     _, made = resized(encoded(picture, "JPEG", exif=exif, quality=95), "upscale", 60, 90)
     assert not made.getexif()
-    assert [near(made.getpixel((30, y)), c, 30) for y, c in ((15, RED), (45, GREEN), (75, BLUE))]
+    assert all(near(made.getpixel((30, y)), c, 30) for y, c in ((15, RED), (45, GREEN), (75, BLUE)))
 
 
 def test_a_damaged_profile_is_passed_over():

@@ -42,7 +42,7 @@ from tests.simulator.runpod_support import (
     noise_png,
     text_workflow,
 )
-from tests.simulator.support import Receiver, eventually, running_simulator
+from tests.simulator.support import eventually
 
 SECRET = "rpa_TestKeyThatMustNotLeak"
 BASE = "https://api.runpod.test/v2"
@@ -1007,16 +1007,9 @@ class TestProvider:
         assert SECRET not in repr(told) + caplog.text
 
 
-@pytest.fixture(scope="module")
-def simulator_process():
-    with running_simulator() as simulator:
-        yield simulator
-
-
 @pytest.fixture
-def pod(simulator_process):
-    assert simulator_process.request("POST", "/_sim/reset").status_code == 204
-    return RunPodClient(simulator_process)
+def pod(sim):
+    return RunPodClient(sim)
 
 
 @pytest.fixture
@@ -1103,17 +1096,13 @@ class TestAgainstTheSimulator:
         assert late.failure.error_class == ErrorClass.QUEUE_FULL
         assert late.run_s is None
 
-    def test_a_webhook_leads_to_the_job_whose_id_was_never_heard(self, pod, simulated):
+    def test_a_webhook_leads_to_the_job_whose_id_was_never_heard(self, pod, simulated, receiver):
         pod.sim.fault("drop_create_after")
-        receiver = Receiver()
-        try:
-            request = SubmitRequest("m", {}, workflow=WORKFLOW, webhook_url=receiver.url)
-            lost = simulated.submit(request)
-            assert isinstance(lost, Failure)
-            assert lost.error_class == ErrorClass.TIMEOUT_UNKNOWN
-            (webhook,) = receiver.wait_for(1)
-        finally:
-            receiver.close()
+        request = SubmitRequest("m", {}, workflow=WORKFLOW, webhook_url=receiver.url)
+        lost = simulated.submit(request)
+        assert isinstance(lost, Failure)
+        assert lost.error_class == ErrorClass.TIMEOUT_UNKNOWN
+        (webhook,) = receiver.wait_for(1)
         delivery = simulated.verify_webhook(webhook.headers, webhook.body, now_s=0)
         assert isinstance(delivery, WebhookDelivery)
         found = simulated.fetch(delivery.body["id"])

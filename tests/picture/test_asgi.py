@@ -29,12 +29,12 @@ def handed_on(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    """Whoever says who it is counts as known: there is no database here."""
+    """Whoever says who it is is taken for that: there is no database here."""
 
-    async def is_known(scope):
-        return not asgi._is_anonymous(scope)
+    async def user_id(scope):
+        return dict(scope["headers"]).get(b"authorization")
 
-    monkeypatch.setattr(asgi, "_is_known", is_known)
+    monkeypatch.setattr(asgi, "_user_id", user_id)
 
 
 REQUEST = {
@@ -97,7 +97,13 @@ def test_a_body_that_is_too_large_is_read_no_further_than_that_shows(handed_on, 
 
 UPLOAD = {"method": "POST", "path": "/api/v1/references/"}
 ANONYMOUS = [(b"content-type", b"multipart/form-data; boundary=x")]
-FORM = [*ANONYMOUS, (b"authorization", b"Bearer pic_x")]
+
+
+def bearer(token):
+    return b"authorization", f"Bearer pic_{token}".encode()
+
+
+FORM = [*ANONYMOUS, bearer("x")]
 
 
 @pytest.fixture
@@ -239,8 +245,7 @@ def test_so_many_files_are_read_at_a_time_and_others_told_to_come_again(handed_o
             await asgi.application(scope_of(number % 4), receive, send)
 
         def scope_of(caller):
-            mine = [(b"cookie", str(caller).encode())]
-            return {**REQUEST, **UPLOAD, "headers": [*FORM, *mine]}
+            return {**REQUEST, **UPLOAD, "headers": [*ANONYMOUS, bearer(caller)]}
 
         async with asyncio.timeout(30):
             tasks = [asyncio.create_task(upload(event, n)) for n, event in enumerate(hang)]
@@ -272,7 +277,7 @@ def test_so_many_files_are_read_at_a_time_and_others_told_to_come_again(handed_o
 
 def test_nobody_takes_all_places_for_files(handed_on, monkeypatch):
     monkeypatch.setattr(asgi, "_uploads", asgi._Places(4, 1))
-    mine, theirs = ({**REQUEST, **UPLOAD, "headers": [*FORM, (b"cookie", n)]} for n in (b"1", b"2"))
+    mine, theirs = ({**REQUEST, **UPLOAD, "headers": [*ANONYMOUS, bearer(n)]} for n in (1, 2))
 
     async def run():
         first = [chunk(b"ab")]
@@ -325,7 +330,12 @@ def test_a_webhook_without_end_is_not_taken_any_further(handed_on, monkeypatch):
 
 def test_a_client_that_never_ends_takes_no_thread(handed_on, monkeypatch):
     monkeypatch.setattr(asgi, "BODY_TIMEOUT_S", 0.05)
-    assert call([chunk(b"ab")]) == [408]
+    ((status, headers, body),) = answers_to([chunk(b"ab")])
+    assert (status, headers[b"content-type"]) == (408, b"application/problem+json")
+    told = json.loads(body)
+    assert (told["status"], told["code"], told["errors"]) == (408, "body_too_late", [])
+    assert told["request_id"].encode() == headers[b"x-request-id"]
+    assert b"retry-after" not in headers
     assert handed_on == []
 
 

@@ -11,6 +11,9 @@ from picture import asgi
 
 TOKEN = [(b"authorization", b"Bearer pic_x")]
 OTHER = [(b"authorization", b"Bearer pic_y")]
+SESSION = [(b"cookie", b"sessionid=x")]
+THIRD = [(b"authorization", b"Bearer pic_z")]
+USERS = {TOKEN[0]: 1, OTHER[0]: 2, SESSION[0]: 3, THIRD[0]: 4}
 IMAGES = "/api/v1/images/export/"
 BATCH = "/api/v1/batches/0b0e4b9c-0000-0000-0000-000000000000/export/"
 WAIT_S = 30
@@ -25,6 +28,16 @@ def scope(path=IMAGES, headers=TOKEN, method="GET"):
         "headers": list(headers),
         "query_string": b"",
     }
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """There is no database here; for who is looked up there, see `test_asgi_callers`."""
+
+    async def user_id(scope):
+        return next((USERS[one] for one in scope["headers"] if one in USERS), None)
+
+    monkeypatch.setattr(asgi, "_user_id", user_id)
 
 
 class Wsgi:
@@ -115,7 +128,7 @@ def fetch(**how):
 
 
 @pytest.mark.parametrize("path", [IMAGES, BATCH])
-@pytest.mark.parametrize("headers", [TOKEN, [(b"cookie", b"sessionid=x")]])
+@pytest.mark.parametrize("headers", [TOKEN, SESSION])
 def test_a_zip_comes_from_other_threads_than_all_else(path, headers, wsgi, ordinary):
     client = fetch(path=path, headers=headers)
     assert (client.status, client.body) == (200, b"ab")
@@ -130,6 +143,8 @@ def test_a_zip_comes_from_other_threads_than_all_else(path, headers, wsgi, ordin
     "how",
     [
         {"headers": ()},
+        {"headers": [(b"authorization", b"Bearer pic_made_up")]},
+        {"headers": [(b"cookie", b"sessionid=made_up")]},
         {"method": "POST"},
         {"path": "/api/v1/images/"},
         {"path": "/api/v1/batches/x/y/export/"},
@@ -163,7 +178,7 @@ def test_so_many_zips_are_fetched_at_a_time_and_others_told_to_come_again(
             for one in clients:
                 await one.begun.wait()
             refused, other = Client(), Client()
-            third = scope(headers=[(b"cookie", b"sessionid=y")])
+            third = scope(headers=THIRD)
             await asgi.application(third, refused.receive, refused.send)
             await asgi.application(scope(path="/other/"), other.receive, other.send)
         finally:
@@ -211,7 +226,8 @@ def test_one_caller_leaves_places_for_others_and_a_request_without_end_takes_non
             for one in (*idle, *mine):
                 await one.begun.wait()
             refused, other = Client(), Client()
-            await asgi.application(scope(), refused.receive, refused.send)
+            as_another = scope(headers=[*TOKEN, (b"cookie", b"theme=dark")])
+            await asgi.application(as_another, refused.receive, refused.send)
             theirs = scope(headers=OTHER)
             tasks.append(asyncio.create_task(asgi.application(theirs, other.receive, other.send)))
             await other.begun.wait()

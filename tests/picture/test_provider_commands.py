@@ -8,7 +8,6 @@ from django.core.management import CommandError, call_command
 from batches import catalogue
 from batches.models import CatalogueModel
 from generation.catalogue import load_entries
-from tests.simulator.support import running_simulator
 from worker.providers import get_provider
 
 pytestmark = pytest.mark.django_db
@@ -17,21 +16,15 @@ SDXL = "stability-ai/sdxl"
 NOBODY = "http://127.0.0.1:9"
 
 
-@pytest.fixture(scope="module")
-def simulator():
-    with running_simulator() as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
-def providers(settings, simulator):
+def providers(settings, sim):
     """All at the simulator; made anew for each test, since each sets where they are."""
     get_provider.cache_clear()
     catalogue.forget()
-    settings.REPLICATE_BASE_URL = simulator.url
+    settings.REPLICATE_BASE_URL = sim.url
     settings.RUNPOD_BASE_URL, settings.COMFYUI_URL = (
-        f"{simulator.url}/v2",
-        f"{simulator.url}/comfyui",
+        f"{sim.url}/v2",
+        f"{sim.url}/comfyui",
     )
     settings.RUNPOD_API_KEY, settings.RUNPOD_ENDPOINT_ID = "rpa_tests", "endpoint"
     yield

@@ -41,6 +41,7 @@ def start(*command, **env):
         ("RETRY_DELAYS", "5;15"),
         ("GENERATION_DEADLINE", "1"),
         ("LEASE_SECONDS", "soon"),
+        ("CHANNEL_SETTLE_SECONDS", "0"),
         ("PUBLIC_URL", "example.org"),
         ("REPLICATE_BASE_URL", "ftp://x"),
         ("REPLICATE_API_TOKEN", "r8 with space"),

@@ -11,7 +11,9 @@ from batches.api.waiting import preferred_wait_s
 from batches.live.hub import Hub
 from batches.models import Batch, Generation
 from picture import asgi, waiting
+from tests.batches.live.support import close_hub
 from tests.factories import make_token, make_user
+from tests.waiting import wait_until
 
 BATCHES = "/api/v1/batches/"
 GENERATIONS = "/api/v1/generations/"
@@ -70,7 +72,7 @@ def world(transactional_db, monkeypatch):
     own = waiting.Waiting(hub, fetch=asgi._fetch, impatient=asgi._impatient)
     monkeypatch.setattr(asgi, "_waiting", own)
     yield run
-    run(hub.close()).result(20)
+    run(close_hub(hub)).result(20)
     run(close_connections()).result(20)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
@@ -152,12 +154,12 @@ def browser(world):
 
 
 def await_rows(model, count):
-    deadline = threading.Event()
-    for _ in range(2_000):
-        if model.objects.count() >= count:
-            return
-        deadline.wait(0.005)
-    raise AssertionError(f"no {count} of {model}")
+    wait_until(lambda: model.objects.count() >= count, timeout_s=30, every_s=0.005)
+
+
+def await_waiting(count):
+    """Until so many answers are kept back."""
+    wait_until(lambda: asgi._waiting._count == count, timeout_s=30, every_s=0.005)
 
 
 @pytest.mark.parametrize(("path", "model"), [(BATCHES, Batch), (GENERATIONS, Generation)])
@@ -180,13 +182,13 @@ def test_what_ends_in_time_is_answered_with_its_result(browser, path, model):
 
 
 def test_what_has_not_ended_in_time_is_told_as_far_as_it_has_come(browser):
-    answer = browser.post(BATCHES, {"prompt": "a fox", "count": 2}, prefer="wait=2")
+    answer = browser.post(BATCHES, {"prompt": "a fox", "count": 2}, prefer="wait=5")
     await_rows(Batch, 1)
     batch = Batch.objects.get()
     assert lifecycle.cancel_generation(generation=batch.generations.first())
     given = answer.result(20)
     assert (given.status, given.body["cancelled_count"]) == (202, 1)
-    assert given.headers["preference-applied"] == "wait=2"
+    assert given.headers["preference-applied"] == "wait=5"
     assert given.headers["location"] == f"http://localhost{BATCHES}{batch.pk}/"
 
 
@@ -217,8 +219,9 @@ def test_no_client_can_ask_by_our_own_header(browser):
 def test_a_request_that_is_sent_again_waits_as_well(browser):
     headers = {"prefer": "wait=30", "idempotency_key": "once"}
     first = browser.post(BATCHES, BODY, **headers)
-    await_rows(Batch, 1)
+    await_waiting(1)
     second = browser.post(BATCHES, BODY, **headers)
+    await_waiting(2)
     lifecycle.cancel_batch(batch=Batch.objects.get())
     given = [first.result(20), second.result(20)]
     third = browser.post(BATCHES, BODY, **headers).result(20)
@@ -238,7 +241,7 @@ def test_what_is_deleted_meanwhile_is_answered_as_it_was_accepted(browser):
 
 def test_a_hundred_wait_and_others_are_answered(browser):
     answers = [browser.post(BATCHES, BODY, prefer="wait=60") for _ in range(100)]
-    await_rows(Batch, 100)
+    await_waiting(100)
     for _ in range(3):
         assert browser.call("GET", "/health/live").result(10).status == 200
     assert not any(answer.done() for answer in answers)
@@ -287,15 +290,16 @@ def test_a_server_that_stops_answers_first_what_it_has(world, browser):
         async def send(message):
             sent.append(message)
 
+        waits = asyncio.Event()
+
         class Never:
             async def ended(self, subject, timeout_s):
+                waits.set()
                 await asyncio.Event().wait()
 
         own = waiting.Waiting(Never(), fetch=app, impatient=asgi._impatient)
         task = asyncio.create_task(own.serve(app, {"headers": []}, receive, send))
-        while not own._count:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
+        await waits.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return task.cancelled(), [one.get("status", one.get("body")) for one in sent]

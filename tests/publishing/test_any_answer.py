@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from generation.http import HttpClient, Response, TransportError
 from generation.provider import RAW_LIMIT, Failure
-from publishing.channel import Channel, Done, Item, NotThere, Pending
+from publishing.channel import Channel, Done, NotThere, Pending
 from publishing.channels import make_channel
-from tests.publishing.conftest import make_item
+from tests.publishing.items import make_item
 
 TOKEN = "shpat_TestTokenThatMustNotLeak"
 IDS = {
@@ -67,7 +67,11 @@ GOOD: list[object] = [
         "data": {
             "shop": {"name": "Cats"},
             "currentAppInstallation": {
-                "accessScopes": [{"handle": "write_products"}, {"handle": "write_publications"}]
+                "accessScopes": [
+                    {"handle": "write_products"},
+                    {"handle": "write_files"},
+                    {"handle": "write_publications"},
+                ]
             },
             "stagedUploadsCreate": {
                 "stagedTargets": [
@@ -158,7 +162,7 @@ def channel_of(name: str, http: HttpClient) -> Channel:
     )
 
 
-def steps_of(channel: Channel, item: Item):
+def steps_of(channel: Channel):
     """Yield each step and the item before it."""
     ids = {}
     for name in ("", *IDS):
@@ -173,7 +177,7 @@ def steps_of(channel: Channel, item: Item):
 def test_any_answer_becomes_a_value(name, answers):
     channel = channel_of(name, AnyHttp([*answers]))
     results = [channel.check()]
-    for step, item in steps_of(channel, make_item(name)):
+    for step, item in steps_of(channel):
         channel = channel_of(name, AnyHttp([*answers]))
         result = channel.take(step, item)
         assert isinstance(result, (Done, Pending, Failure))

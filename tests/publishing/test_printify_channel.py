@@ -21,7 +21,7 @@ from publishing.channels.printify import (
     UPLOAD,
     Printify,
 )
-from tests.publishing.conftest import artwork, make_item
+from tests.publishing.items import artwork, make_item
 
 TOKEN = "eyJ_TestTokenThatMustNotLeak"
 BASE = "https://api.printify.test/v1"
@@ -164,7 +164,8 @@ class TestUpload:
             ({"price_usd": Decimal(0)}, "price_usd"),
             ({"price_usd": Decimal("NaN")}, "price_usd"),
             ({"price_usd": Decimal(100_000)}, "price_usd"),
-            ({"product": {}}, "price_usd"),
+            ({"product": {}}, "product_type"),
+            ({"product": {"blueprint_id": 6}}, "price_usd"),
             ({"product": {"price_usd": ["1"]}}, "price_usd"),
             ({"artwork": artwork(content_type="image/webp")}, "image"),
             ({"artwork": artwork(size_bytes=100_000_001)}, "image"),

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from generation.provider import ErrorClass, Failure
-from publishing.channel import Account, Channel, Done, NotThere, Pending
+from publishing.channel import CHANGED, Account, Channel, Done, NotThere, Pending
 from publishing.channels.shopify import (
     MEDIA,
     PRODUCT,
@@ -15,7 +15,7 @@ from publishing.channels.shopify import (
     THROTTLED_WAIT_S,
     Shopify,
 )
-from tests.publishing.conftest import artwork, make_item
+from tests.publishing.items import artwork, make_item
 
 TOKEN = "shpat_TestTokenThatMustNotLeak"
 SHOP = "cats.myshopify.com"
@@ -123,6 +123,8 @@ def test_steps_come_one_after_the_other(channel):
     assert channel.next_step(item(remote_ids=PUBLISHED)) == MEDIA
     assert channel.next_step(item(remote_ids={**PUBLISHED, "media": "ready"})) is None
     assert channel.next_step(item(remote_ids={**PUBLISHED, "product_id": ""})) == PRODUCT
+    # New variants are what a shop may have so many of a day.
+    assert [step for step in (PRODUCT, PUBLISH, MEDIA) if step.publishes] == [PRODUCT]
     assert [step.creates for step in (PRODUCT, PUBLISH, MEDIA)] == [True, True, False]
 
 
@@ -281,6 +283,15 @@ class TestProduct:
         assert found.remote_ids == CREATED
         assert sent(api.calls[0])["variables"] == {"identifier": {"handle": "picture-0b1f"}}
 
+    def test_that_is_to_be_changed_is_not_taken_for_what_it_was(self, channel, api, storage):
+        # No call: the product would be there, as it was.
+        wanted = item(remote_ids={CHANGED: "1"})
+        assert channel.find(PRODUCT, wanted) == NotThere()
+        assert not api.calls
+        api.post(URL, json=created())
+        done = channel.take(PRODUCT, wanted)
+        assert done.remote_ids == {**CREATED, CHANGED: ""}
+
     def test_is_not_there_when_no_product_has_its_handle(self, channel, api):
         api.post(URL, json=data("productByIdentifier", None))
         assert channel.find(PRODUCT, item()) == NotThere()
@@ -372,7 +383,9 @@ class TestMedia:
 
 class TestCheck:
     def test_names_the_shop(self, channel, api):
-        api.post(URL, json=scopes("write_products", "read_themes", "write_publications"))
+        api.post(
+            URL, json=scopes("write_products", "write_files", "read_themes", "write_publications")
+        )
         api.post(URL, json=data("shop", {"name": "Cats", "myshopifyDomain": SHOP}))
         assert channel.check() == Account("Cats", ({"id": SHOP, "title": "Cats"},))
 
@@ -383,7 +396,7 @@ class TestCheck:
         assert TOKEN not in repr(failure)
 
     def test_says_which_scopes_are_missing(self, channel, api):
-        api.post(URL, json=scopes("write_products", "read_publications"))
+        api.post(URL, json=scopes("write_products", "write_files", "read_publications"))
         failure = channel.check()
         assert failure.error_class == ErrorClass.AUTH
         assert "write_publications" in failure.message

@@ -210,7 +210,8 @@ def test_an_update_changes_what_it_names_and_must_cover_every_variant(printify: 
     assert [v["id"] for v in changed["variants"] if v["is_enabled"]] == [12100]
 
 
-def test_a_published_product_is_locked_until_the_channel_has_it(printify: Printify) -> None:
+def test_a_published_product_is_locked_while_the_channel_has_it_not(printify: Printify) -> None:
+    configure_shops(printify.sim, publish_seconds=60)
     product = printify.created()
     assert printify.publish(product).json() == {}
     assert printify.read(product)["is_locked"]
@@ -220,6 +221,14 @@ def test_a_published_product_is_locked_until_the_channel_has_it(printify: Printi
         printify.publish(product),
     ):
         assert "disabled for editing" in reason(response, 8252)
+    assert "external" not in printify.read(product)
+    account = books(printify.sim, printify.token)
+    assert [p["product_id"] for p in account["publishes"]] == [product["id"]]
+
+
+def test_a_published_product_is_unlocked_when_the_channel_has_it(printify: Printify) -> None:
+    product = printify.created()
+    assert printify.publish(product).json() == {}
     done = printify.unlocked(product)
     assert done["external"]["id"].isdigit()
     assert done["external"]["handle"].endswith(done["external"]["id"])
@@ -263,6 +272,7 @@ def test_the_owner_of_a_custom_shop_reports_what_became_of_publishing(printify: 
 
 @pytest.mark.parametrize("kind", ["shop_fails", "shop_hangs"])
 def test_publishing_can_come_to_nothing(printify: Printify, kind: str) -> None:
+    configure_shops(printify.sim, publish_seconds=0)  # what does not hang is unlocked at once
     product = printify.created()
     printify.sim.fault(kind, channel="printify", operation="publish_product")
     printify.publish(product)

@@ -354,18 +354,19 @@ def test_a_token_without_a_scope_is_told_which(sim: Simulator) -> None:
 
 
 def test_queries_cost_points_and_an_empty_bucket_throttles(shopify: Shopify) -> None:
-    configure_shops(shopify.sim, points=25, points_per_second=10)
+    configure_shops(shopify.sim, points=25, points_per_second=0.1)
     first = shopify.ask(STAGE, input=[])
     cost = first["extensions"]["cost"]
     assert (cost["requestedQueryCost"], cost["actualQueryCost"]) == (10, 10)
     status = cost["throttleStatus"]
-    assert (status["maximumAvailable"], status["restoreRate"]) == (25, 10)
+    assert (status["maximumAvailable"], status["restoreRate"]) == (25, 0.1)
     assert status["currentlyAvailable"] == 15
     throttled = shopify.ask("{ products(first: 20) { nodes { id } } }")
     assert throttled["errors"][0]["extensions"]["code"] == "THROTTLED"
     assert throttled["errors"][0]["message"] == "Throttled"
     assert throttled["extensions"]["cost"]["actualQueryCost"] is None
     assert throttled["extensions"]["cost"]["throttleStatus"]["currentlyAvailable"] < 22
+    configure_shops(shopify.sim, points_per_second=100)
     eventually(
         lambda: "data" in shopify.ask("{ products(first: 20) { nodes { id } } }") or None,
         "the bucket fills",

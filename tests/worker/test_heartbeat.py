@@ -1,5 +1,7 @@
 """A delivery that is at work keeps its lease, and one that is not loses it."""
 
+import uuid
+
 import pytest
 from django.db import OperationalError, connections
 from django.db.models.functions import Now
@@ -40,7 +42,7 @@ def test_a_lease_is_prolonged_while_it_is_held_and_not_afterwards(work):
         for _ in range(3):
             expire()
             wait_until(is_alive, timeout_s=10)
-    assert heartbeat._turns == {}
+    assert heartbeat._held == {}
     wait_until(lambda: (expire(), not is_alive())[1], timeout_s=10)
 
 
@@ -58,7 +60,7 @@ def test_the_end_of_an_earlier_turn_does_not_end_a_later_one(work):
     first.__enter__()
     with heartbeat.holding(work.lease_id, 2):
         first.__exit__(None, None, None)
-        assert heartbeat._turns == {work.lease_id: 2}
+        assert {pk: one.turn for pk, one in heartbeat._held.items()} == {work.lease_id: 2}
 
 
 @pytest.mark.parametrize("error", [OperationalError("gone"), RuntimeError("nobody expected this")])
@@ -79,6 +81,23 @@ def test_an_error_does_not_end_the_heartbeat(work, monkeypatch, error):
     assert len(calls) >= 2
 
 
+@pytest.mark.parametrize("error", [OperationalError("gone"), RuntimeError("nobody expected this")])
+def test_what_cannot_be_prolonged_does_not_keep_others_from_it(work, error):
+    tried = []
+
+    def fails(turns):
+        tried.append(turns)
+        raise error
+
+    expire()
+    with (
+        heartbeat.holding(uuid.uuid4(), 1, fails),
+        heartbeat.holding(work.lease_id, work.turn),
+    ):
+        wait_until(is_alive, timeout_s=10)
+        wait_until(lambda: len(tried) >= 2, timeout_s=10)
+
+
 def test_a_delivery_that_hangs_is_not_kept_alive_for_ever(work, monkeypatch):
     monkeypatch.setattr(heartbeat, "HELD_MAX_S", 0.0)
     with heartbeat.holding(work.lease_id, work.turn):
@@ -96,7 +115,7 @@ def test_a_delivery_that_hangs_is_not_kept_alive_for_ever(work, monkeypatch):
 def test_a_delivery_that_has_come_further_does_not_hang(work):
     with heartbeat.holding(work.lease_id, work.turn):
         # It was begun so long ago that it would be given up.
-        heartbeat._since_s[work.lease_id] -= heartbeat.HELD_MAX_S
+        heartbeat._held[work.lease_id].since_s -= heartbeat.HELD_MAX_S
         heartbeat.goes_on(work.lease_id)
         expire()
         wait_until(is_alive, timeout_s=10)

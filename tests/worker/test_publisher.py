@@ -8,9 +8,11 @@ from datetime import timedelta
 
 import PIL.Image
 import pytest
-from django.db import OperationalError, connections
+from celery.exceptions import Retry
+from django.db import IntegrityError, OperationalError, connections
 from django.db.models import F
 from django.db.models.functions import Now
+from kombu.exceptions import OperationalError as BrokerError
 
 from batches import publications, wake
 from batches.models import (
@@ -24,8 +26,10 @@ from batches.publications import PublishRequest
 from generation.provider import ErrorClass, Failure
 from picture.celery import app
 from publishing.channel import Done, Limits, NotThere, Pending, Step
-from tests.factories import make_image, picture
-from worker import publisher, sweeper
+from tests.factories import make_image
+from tests.waiting import wait_until
+from worker import heartbeat, publisher, sweeper
+from worker.retries import DATABASE_RETRY_S
 
 pytestmark = pytest.mark.django_db
 
@@ -43,8 +47,9 @@ REFUSED = Failure(ErrorClass.AUTH, "The credentials are refused.")
 class ScriptedChannel:
     """A channel that does what it is told, and remembers what it was asked.
 
-    `answers` of a step are given one after the other, then it succeeds; an exception is raised.
-    `lost` steps take effect and answer nothing.
+    `answers` of a step are given one after the other, then it succeeds; an exception is raised,
+    and a step that answers `LOST` takes effect all the same. `during` a step something may be done,
+    once. `finds` are the answers to looks; then what was made is found.
     """
 
     limits: Limits = field(default_factory=lambda: Limits(60_000, 20_000, 60))
@@ -97,7 +102,7 @@ def channel(monkeypatch):
 @pytest.fixture(autouse=True)
 def delays(settings):
     settings.RETRY_DELAYS = [5.0, 15.0]
-    settings.LEASE_SECONDS = 60
+    settings.LEASE_SECONDS, settings.CHANNEL_SETTLE_SECONDS = 60, 10
 
 
 def approved(image_format="png"):
@@ -107,21 +112,22 @@ def approved(image_format="png"):
     return image
 
 
-def publish(image=None, channel="printify", **fields):
+def publish(image=None):
     image = image or approved()
-    if not ChannelAccount.objects.filter(owner=image.owner, channel=channel).exists():
-        publications.set_account(
-            owner_id=image.owner_id,
-            channel=channel,
-            credentials={"token": "secret"},
-            options={} if channel == "printify" else {"shop": "a.myshopify.com"},
-        )
-    product_type = next(iter(publications.products.product_types(channel, {})))
-    asked = PublishRequest(channel, **{"product_type": product_type, "title": "A fox", **fields})
+    if not ChannelAccount.objects.filter(owner=image.owner).exists():
+        set_anew(image.owner, token="secret")
+    product_type = next(iter(publications.products.product_types("printify", {})))
+    asked = PublishRequest("printify", product_type=product_type, title="A fox")
     (taken,) = publications.publish_images(
         owner_id=image.owner_id, image_ids=[image.pk], asked=asked
     )
     return taken.publication
+
+
+def set_anew(owner, token="another"):
+    publications.set_account(
+        owner_id=owner.pk, channel="printify", credentials={"token": token}, options={}
+    )
 
 
 def deliver(publication):
@@ -363,6 +369,19 @@ def test_too_many_requests_hold_up_the_account_and_are_not_counted(channel):
     assert 35 < waits_s(other) <= 60
 
 
+def test_the_longer_it_takes_the_less_often_a_busy_channel_is_asked(channel):
+    channel.answers["product"] = [Failure(ErrorClass.RATE_LIMITED, "Slower.", retry_after_s=1)] * 2
+    publication = deliver(publish())
+    assert 0 < waits_s(publication) <= 1.1
+    Publication.objects.update(started_at=F("started_at") - timedelta(hours=1))
+    ChannelAccount.objects.update(blocked_until=None)
+    deliver(publication)
+    assert 340 < waits_s(publication) <= 362
+    # The account's others are held up no longer than the channel asks for.
+    until = ChannelAccount.objects.get().blocked_until
+    assert until < Publication.objects.get().due_at - timedelta(seconds=300)
+
+
 def approved_of(owner):
     image = approved()
     Image.objects.filter(pk=image.pk).update(owner=owner)
@@ -386,12 +405,6 @@ def test_refused_credentials_hold_everything_until_there_are_new_ones(channel):
     assert waits_s(publication) <= 0
     assert waits_s(other) <= 0
     assert deliver(publication).status == deliver(other).status == "published"
-
-
-def set_anew(owner, token="another"):
-    publications.set_account(
-        owner_id=owner.pk, channel="printify", credentials={"token": token}, options={}
-    )
 
 
 def test_old_credentials_that_are_refused_do_not_stop_new_ones(channel):
@@ -444,7 +457,7 @@ def test_a_call_whose_answer_is_lost_is_found_and_not_made_again(channel):
     channel.answers["product"] = [LOST]
     publication = deliver(publish())
     assert outcomes(publication)[-1] == (2, "product", "unknown")
-    assert waits_s(publication) >= 9
+    assert 4.5 < waits_s(publication) <= 6.25
     deliver(publication)
     assert publication.status == "published"
     assert publication.remote_ids["product_id"] == "product-1"
@@ -599,12 +612,140 @@ def test_an_answer_that_comes_when_others_have_taken_over_is_kept(channel):
     assert channel.calls == ["upload", "product"]
 
 
-def test_one_that_was_held_up_before_its_call_does_not_make_it(channel, monkeypatch):
+def test_a_look_that_comes_after_the_answer_lets_go(channel):
+    channel.answers["product"] = [LOST]
+    publication = deliver(publish())
+    (attempt,) = publication.attempts.filter(step="product")
+
+    def answered(step, item):
+        done = Done({"product_id": "product-1"})
+        work = publications.Work(publication, publication.image, None, attempt, 0, 60)
+        assert publications.record_step(work=work, done=done, attempt=attempt)
+        return done
+
+    channel.find = answered
+    deliver(publication)
+    assert (publication.held_until, publication.crash_count) == (None, 0)
+    assert deliver(publication).status == "published"
+
+
+class Clock:
+    """Stands still until it is moved; it has what is used here of `time`."""
+
+    def __init__(self):
+        self.now_s = 1_000.0
+
+    def monotonic(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The one clock of deliveries and of what they are told about their calls."""
+    stopped = Clock()
+    monkeypatch.setattr(publications, "time", stopped)
+    monkeypatch.setattr(publisher, "time", stopped)
+    return stopped
+
+
+@pytest.fixture
+def held_up(clock, monkeypatch):
+    """Has the next call wait for so many seconds between its record and the call itself."""
+    begin, waits = publications.begin_attempt, []
+
+    def begin_attempt(**kwargs):
+        attempt = begin(**kwargs)
+        clock.now_s += waits.pop() if waits else 0
+        return attempt
+
+    monkeypatch.setattr(publications, "begin_attempt", begin_attempt)
+    return waits.append
+
+
+# With a lease of a minute the margin is 10 seconds, with short ones less.
+MARGINS = [(60, 10.0), (25, 10.0), (5, 2.0)]
+
+
+@pytest.mark.parametrize(("lease_s", "margin_s"), MARGINS)
+def test_one_that_was_held_up_before_its_call_does_not_make_it(
+    lease_s, margin_s, channel, held_up, settings
+):
+    settings.LEASE_SECONDS = lease_s
     publication = publish()
-    monkeypatch.setattr(publications, "may_send", lambda begun_at_s: False)
+    held_up(margin_s)
     deliver(publication)
     assert channel.calls == []
     assert outcomes(publication) == [(1, "upload", "failed")]
+    assert (publication.status, publication.retry_count) == ("publishing", 0)
+    assert waits_s(publication) <= publisher.MIN_LOOK_S
+    assert deliver(publication).status == "published"
+    assert channel.calls == ["upload", "product", "publish", "listing"]
+
+
+@pytest.mark.parametrize(("lease_s", "margin_s"), MARGINS)
+def test_one_that_was_held_up_for_a_moment_makes_its_call(
+    lease_s, margin_s, channel, held_up, settings
+):
+    settings.LEASE_SECONDS = lease_s
+    publication = publish()
+    held_up(margin_s - 0.01)
+    assert deliver(publication).status == "published"
+    assert channel.calls.count("upload") == 1
+
+
+@pytest.mark.parametrize(("lease_s", "margin_s"), MARGINS)
+def test_a_call_may_be_sent_within_a_margin_of_its_record(lease_s, margin_s, clock, settings):
+    settings.LEASE_SECONDS = lease_s
+    begun_at_s = clock.now_s
+    for passed_s, expected in ((0, True), (margin_s - 0.01, True), (margin_s, False)):
+        clock.now_s = begun_at_s + passed_s
+        assert publications.may_send(begun_at_s) is expected, passed_s
+
+
+@pytest.fixture
+def unsettled(channel):
+    """Makes publications whose call came to nothing, as far as a look has shown.
+
+    The call was given up, or its caller has died. Also tells in how many seconds to look again.
+    """
+
+    def make(how):
+        publication = publish()
+        if how == "given up":
+            channel.answers["upload"] = [LOST]
+            deliver(publication)
+        else:
+            channel.during["upload"] = die
+            with pytest.raises(Killed):
+                deliver(publication)
+        channel.made.clear()
+        deliver(publication)
+        assert channel.calls == ["upload", "find upload"]
+        return publication, waits_s(publication)
+
+    return make
+
+
+@pytest.mark.parametrize("how", ["given up", "died"])
+def test_a_call_is_not_made_again_before_it_is_settled(how, channel, unsettled):
+    publication, wait_s = unsettled(how)
+    age(publication, wait_s - 5)
+    deliver(publication)
+    assert channel.calls == ["upload", "find upload", "find upload"]
+    assert 0 < waits_s(publication) <= 5
+    age(publication, 5)
+    assert deliver(publication).status == "published"
+    assert channel.calls.count("upload") == 2
+
+
+def test_a_call_whose_caller_may_be_held_up_only_is_settled_a_lease_later(
+    channel, unsettled, settings
+):
+    _, given_up_s = unsettled("given up")
+    channel.calls.clear()
+    Publication.objects.all().delete()
+    _, died_s = unsettled("died")
+    assert died_s - given_up_s == pytest.approx(settings.LEASE_SECONDS, abs=1)
 
 
 def test_what_keeps_killing_its_worker_is_given_up(channel, sent):
@@ -658,19 +799,16 @@ def test_without_a_broker_nothing_is_moved(channel, monkeypatch):
     publication = publish()
 
     def fail(*args, **kwargs):
-        raise publisher.BrokerError
+        raise BrokerError
 
     monkeypatch.setattr(app, "send_task", fail)
-    with pytest.raises(publisher.BrokerError):
+    with pytest.raises(BrokerError):
         sweeper.publish_due()
     assert waits_s(publication) <= 0
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_delivery_is_prolonged_while_it_lasts(channel, settings, monkeypatch):
-    from tests.acceptance.conftest import wait_until
-    from worker import heartbeat
-
     monkeypatch.setattr(heartbeat, "interval_s", lambda: 0.02)
     monkeypatch.setattr(heartbeat, "_pid", 0)
     publication = publish()
@@ -694,10 +832,23 @@ def test_a_delivery_is_prolonged_while_it_lasts(channel, settings, monkeypatch):
 
 def test_a_database_that_goes_away_meanwhile_puts_it_off(channel, monkeypatch):
     publication = publish()
-    channel.during["upload"] = lambda: (_ for _ in ()).throw(OperationalError("gone"))
-    with pytest.raises(OperationalError):  # `Retry`, were it a worker that has called it
+    turn, asked = publication.turn, []
+
+    def retry(args=None, countdown=None, **options):
+        asked.append((args, countdown))
+        return Retry(when=countdown)
+
+    def gone():
+        raise OperationalError("terminating connection")
+
+    monkeypatch.setattr(publisher.deliver, "retry", retry)
+    channel.during["upload"] = gone
+    with pytest.raises(Retry):
         deliver(publication)
     publication.refresh_from_db()
+    # The turn in the message is over: one that came with it again would do nothing.
+    assert publication.turn == turn + 1
+    assert asked == [((str(publication.pk), publication.turn), DATABASE_RETRY_S)]
     assert outcomes(publication) == [(1, "upload", "open")]
     age(publication, 600)
     assert deliver(publication).status == "published"
@@ -707,49 +858,27 @@ def test_a_database_that_goes_away_meanwhile_puts_it_off(channel, monkeypatch):
 # --- what is gone meanwhile ---------------------------------------------------------------------
 
 
-def test_an_image_that_is_deleted_meanwhile_ends_it_and_keeps_its_ids(channel):
-    channel.answers["product"] = [AWAY]
+def test_no_image_goes_while_it_is_published():
     image = approved()
-    publication = deliver(publish(image))
-    Image.objects.filter(pk=image.pk).delete()
-    deliver(publication)
-    assert (publication.status, publication.error_code) == ("publish_failed", "image_deleted")
-    assert publication.remote_ids == {"upload_id": "upload-1"}
-    assert publication.image_id is None
+    publish(image)
+    with pytest.raises(IntegrityError, match="publication_of_an_image"):
+        Image.objects.filter(pk=image.pk).delete()
 
 
-def test_what_is_on_sale_already_is_seen_through_without_its_image(channel):
-    channel.answers["listing"] = [AWAY]
-    publication = deliver(publish())
-    Image.objects.all().delete()
-    deliver(publication)
-    assert (publication.status, publication.remote_url) == ("published", "https://shop.example/1")
-
-
-@pytest.mark.parametrize(("lost", "status"), [("publish", "published"), ("product", None)])
-def test_a_lost_call_is_looked_up_without_its_image_too(lost, status, channel):
-    channel.answers[lost] = [LOST]
-    publication = deliver(publish())
-    Image.objects.all().delete()
-    deliver(publication)
-    assert channel.calls.count(lost) == 1
-    assert publication.remote_ids["product_id"] == "product-1"
-    assert publication.status == (status or "publish_failed")
-    assert publication.error_code == ("" if status else "image_deleted")
-
-
-def test_without_an_account_it_fails(channel):
-    publication = publish()
-    ChannelAccount.objects.all().delete()
-    deliver(publication)
-    assert (publication.status, publication.error_code) == ("publish_failed", "no_account")
-
-
-def test_a_product_type_that_is_gone_fails_it(channel):
+def test_without_its_product_type_nothing_is_made(channel):
     publication = publish()
     Publication.objects.update(product_type="gone")
     deliver(publication)
-    assert (publication.status, publication.error_code) == ("publish_failed", "invalid_input")
+    assert channel.items[0].product == {}
+    assert channel.items[0].product_type == "gone"
+
+
+def test_what_is_made_is_published_without_its_product_type(channel):
+    channel.answers["publish"] = [AWAY]
+    publication = deliver(publish())
+    Publication.objects.update(product_type="gone")
+    assert deliver(publication).status == "published"
+    assert channel.calls.count("product") == 1
 
 
 # --- limits -------------------------------------------------------------------------------------
@@ -829,21 +958,6 @@ def test_every_name_that_is_sent_is_registered():
     assert {wake.PUBLISH, "publish.deliver"} <= app.tasks.keys()
     route = app.amqp.router.route({}, "publish.deliver")
     assert route["queue"].name == "generate"
-
-
-def test_a_picture_is_converted_in_its_own_size_and_upright(tmp_path):
-    from generation import images
-
-    data = io.BytesIO()
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    PIL.Image.new("RGB", (40, 20), "red").save(data, format="webp", exif=exif)
-    path = tmp_path / "upright.png"
-    assert images.write_png(data, "webp", str(path)) is None
-    with PIL.Image.open(path) as shown:
-        assert (shown.size, shown.format) == ((20, 40), "PNG")
-    broken = io.BytesIO(picture("webp")[:-4])
-    assert images.write_png(broken, "webp", str(path)).error_class == "bad_output"
 
 
 def test_a_look_that_only_notes_something_is_followed_by_another_later(channel):

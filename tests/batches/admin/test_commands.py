@@ -12,7 +12,7 @@ from batches import lifecycle
 from batches.admin import commands
 from batches.admin.batches import BatchAdmin
 from batches.admin.commands import CommandAdmin
-from batches.models import Alert, AlertCode, Batch, Generation, Lane, Publication
+from batches.models import Alert, AlertCode, Batch, Generation, Lane
 from batches.scheduling import admit
 from tests.batches.admin.support import (
     MODELS,
@@ -37,7 +37,7 @@ from tests.batches.admin.support import (
     status_of,
     statuses,
 )
-from tests.factories import make_batch, make_generation, make_image, make_user
+from tests.factories import make_batch, make_generation, make_image, make_publication, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -123,10 +123,7 @@ def test_deleting_batches_asks_first_and_is_noted(operator):
 def test_what_is_being_published_is_not_deleted_and_told(operator):
     batch, other, single = make_batch(size=1), make_batch(), make_generation()
     for generation in (batch.generations.get(), single):
-        image = make_image(generation)
-        Publication.objects.create(
-            owner=image.owner, image=image, channel="printify", product_type="mug", title="A fox"
-        )
+        make_publication(make_image(generation))
     why = "one of its images is being published"
     messages = confirm(operator, list_url(Batch), "delete", [batch, other])
     assert messages == ["1 batch deleted.", f"Not deleted: {label(batch)} ({why})."]

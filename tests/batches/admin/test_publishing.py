@@ -28,7 +28,7 @@ from tests.batches.admin.support import (
     staff,
     unbounded_counts,
 )
-from tests.factories import make_batch, make_image, make_user
+from tests.factories import make_batch, make_image, make_publication, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -44,27 +44,18 @@ def make_account(owner, channel="printify"):
     return account
 
 
-def make_publication(owner=None, status="publish_failed", **fields):
+def hostile_publication(owner=None, status="publish_failed", **fields):
+    """A publication all of whose texts would run as scripts, were they not escaped."""
     image = make_image(make_batch(owner or make_user(), size=1).generations.get())
     review_images(ids=[image.pk], status=ReviewStatus.APPROVED, reviewer_id=image.owner_id)
-    if status != "publishing":
-        fields |= {"finished_at": Now()}
     if status == "publish_failed":
         fields |= {"error_code": "auth", "error_message": ATTACK}
-    return Publication.objects.create(
-        owner_id=image.owner_id,
-        image=image,
-        channel="printify",
-        status=status,
-        product_type="mug",
-        title=ATTACK,
-        **fields,
-    )
+    return make_publication(image, status, title=ATTACK, **fields)
 
 
 def make_rows(count):
     for _ in range(count):
-        publication = make_publication(attempt_count=1)
+        publication = hostile_publication(attempt_count=1)
         make_account(publication.owner)
         PublicationAttempt.objects.create(
             publication=publication,
@@ -103,7 +94,7 @@ def test_a_longer_list_takes_as_many_queries_and_counts_no_table(operator, model
 
 
 def test_they_are_found_by_id_image_and_owner(operator):
-    wanted = make_publication(make_user("anna"))
+    wanted = hostile_publication(make_user("anna"))
     account = make_account(wanted.owner)
     make_rows(1)
     for term in ("anna", str(wanted.pk), str(wanted.image_id)):
@@ -128,14 +119,14 @@ def test_a_publication_shows_its_calls_with_the_raw_answers(operator):
 
 
 def test_the_publication_of_a_deleted_image_is_shown_without_it(operator):
-    publication = make_publication(status="published")
+    publication = hostile_publication(status="published")
     Publication.objects.update(image=None)
     page(operator, publication)
     html_of(operator.get(list_url(Publication)))
 
 
 def test_an_image_shows_its_review_its_tags_and_where_it_is_published(operator):
-    publication = make_publication(status="published")
+    publication = hostile_publication(status="published")
     Image.objects.update(tags=["autumn"], is_saved=True)
     html = page(operator, publication.image)
     assert page_url(publication) in html
@@ -148,7 +139,7 @@ def test_an_image_shows_its_review_its_tags_and_where_it_is_published(operator):
 
 
 def test_a_publication_that_failed_is_retried(operator):
-    publication = make_publication()
+    publication = hostile_publication()
     make_account(publication.owner)
     assert offered(operator, publication) == ["retry"]
     press(operator, publication, "retry")
@@ -160,7 +151,7 @@ def test_a_publication_that_failed_is_retried(operator):
 
 
 def test_one_that_is_not_fit_any_more_is_not_retried(operator):
-    publication = make_publication()
+    publication = hostile_publication()
     (told,) = command(operator, list_url(Publication), "retry", [publication])
     assert "its image or its account is not fit for it any more" in told
     publication.refresh_from_db()
@@ -192,7 +183,7 @@ def test_an_account_that_is_stopped_is_resumed(operator):
 
 def test_an_account_is_deleted_when_that_is_confirmed_and_nothing_is_under_way(operator):
     account = make_account(make_user())
-    publication = make_publication(account.owner, status="publishing")
+    publication = hostile_publication(account.owner, status="publishing")
     (told,) = confirm(operator, list_url(ChannelAccount), "delete", [account])
     assert "publications are under way there" in told
     Publication.objects.update(status="published", finished_at=Now())
@@ -205,7 +196,7 @@ def test_an_account_is_deleted_when_that_is_confirmed_and_nothing_is_under_way(o
 
 
 def test_who_may_only_look_is_offered_nothing(client):
-    publication = make_publication()
+    publication = hostile_publication()
     make_account(publication.owner)
     watcher = staff(client, "view_publication")
     assert offered(watcher, publication) == []

@@ -3,7 +3,6 @@
 from decimal import Decimal
 
 import pytest
-from django.db.models.functions import Now
 
 from batches import pools, scheduling
 from batches.models import Generation, Lane, Lease, Pool, Reference
@@ -225,26 +224,19 @@ def test_the_caps_of_all_and_of_a_provider_are_told(outline, owner):
 
 
 @pytest.mark.parametrize(
-    ("state", "code", "reason"),
+    ("state", "code"),
     [
-        ({"stopped_by": "auth", "stopped_at": Now()}, "provider_stopped", "provider_stopped"),
-        (
-            {"failure_count": pools.CIRCUIT_THRESHOLD, "failing_since": Now()},
-            "provider_away",
-            "provider_away",
-        ),
+        ({"stopped_by": "auth"}, "provider_stopped"),
+        ({"failure_count": pools.CIRCUIT_THRESHOLD}, "provider_away"),
     ],
 )
-def test_a_provider_that_takes_nothing_is_told(state, code, reason, outline, owner):
+def test_a_provider_that_takes_nothing_is_told(state, code, outline, owner):
     make_batch(owner, 1)
     scheduling.admit()
-    known = {field.name for field in Pool._meta.fields}
-    Pool.objects.filter(name="replicate").update(
-        **{name: value for name, value in state.items() if name in known}
-    )
+    assert Pool.objects.filter(name="replicate").update(**state) == 1
     told = outline(BATCHES, {"prompt": "a fox"})
     assert (code, "replicate") in codes(told)
-    assert (told["eta_seconds"], told["eta_reason"]) == (None, reason)
+    assert (told["eta_seconds"], told["eta_reason"]) == (None, code)
 
 
 def test_a_provider_that_asked_for_a_pause_is_told(outline, owner):
@@ -259,14 +251,18 @@ def test_what_is_to_start_later_has_no_estimate(outline):
     assert (told["eta_seconds"], told["eta_reason"]) == (None, "scheduled")
 
 
+@pytest.mark.usefixtures("warm_caches")
 def test_run_time_is_reckoned_as_usual_where_it_is_charged(outline, settings):
     settings.RUNPOD_API_KEY, settings.RUNPOD_ENDPOINT_ID = "key", "endpoint"
     told = outline(BATCHES, {"prompt": "a fox", "settings": {"model": "runpod/sdxl"}})
-    assert Decimal(told["cost_usd"]) > 0
+    # Until it has run here, eight of ten runs take 8 s and two take 12; a second is 0.00031.
+    assert told["cost_usd"] == "0.002728"
 
 
-def test_a_dry_run_takes_the_same_few_queries_for_any_number(api, django_assert_max_num_queries):
-    api.post(f"{BATCHES}?dry_run=true", {"prompt": "a fox"})
+@pytest.mark.usefixtures("warm_caches")
+def test_a_dry_run_takes_the_same_few_queries_for_any_number(api, django_assert_num_queries):
     for count in (1, 25):
-        with django_assert_max_num_queries(3):  # who asks, run times, the outlook
-            api.post(f"{BATCHES}?dry_run=true", {"prompt": "a fox", "count": count})
+        with django_assert_num_queries(2):  # who asks, the outlook
+            answer = api.post(f"{BATCHES}?dry_run=true", {"prompt": "a fox", "count": count})
+        assert answer.status_code == 200, answer.content
+        assert answer.json()["total_count"] == count

@@ -3,9 +3,10 @@
 import threading
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 
 import pytest
-from django.db import connection, connections
+from django.db import connection
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
@@ -25,6 +26,7 @@ from tests.batches.api.support import (
     rows,
 )
 from tests.factories import make_batch, make_generation, make_user
+from tests.support import at_once, in_background
 
 pytestmark = pytest.mark.django_db
 
@@ -323,26 +325,6 @@ def test_a_crash_after_the_answer_was_stored_leaves_neither(owner, monkeypatch):
 # --- At the same time ---------------------------------------------------------------------------
 
 
-def at_once(count, call):
-    """What so many threads get that call at the same time, each with its own connection."""
-    answers, gate = [], threading.Barrier(count)
-
-    def run(number):
-        try:
-            gate.wait(30)
-            answers.append(call(number))
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(answers) == count
-    return answers
-
-
 def is_in_use(answer):
     if answer.status_code != 409:
         return False
@@ -359,10 +341,11 @@ def test_fifty_identical_requests_at_once_are_one(name, owner, queued, broker):
     generations = Generation.objects.count()
     broker.flushdb()
 
-    def call(number):
-        return clients[number].post(path, body, headers={"Idempotency-Key": KEY})
+    def all_at_once():
+        headers = {"Idempotency-Key": KEY}
+        return at_once(*(partial(one.post, path, body, headers=headers) for one in clients))
 
-    answers = at_once(50, call)
+    answers = all_at_once()
     in_use = [answer for answer in answers if is_in_use(answer)]
     served = [answer for answer in answers if answer not in in_use]
     assert Counter(map(is_replay, served)) == {
@@ -371,7 +354,7 @@ def test_fifty_identical_requests_at_once_are_one(name, owner, queued, broker):
     }
     (first,) = (answer for answer in served if not is_replay(answer))
     after = rows()
-    again = at_once(50, call)
+    again = all_at_once()
     assert all(map(is_replay, again))
     for answer in [*served, *again]:
         assert answer.status_code == first.status_code
@@ -395,16 +378,8 @@ def test_a_key_is_taken_until_the_first_request_is_over(owner, monkeypatch):
         return submit(**fields)
 
     monkeypatch.setattr(lifecycle, "submit_batch", slowly)
-    client, answers = client_of(owner), []
-
-    def first():
-        try:
-            answers.append(client.post(BATCHES, FOX, headers={"Idempotency-Key": KEY}))
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=first)
-    thread.start()
+    client = client_of(owner)
+    first = in_background(lambda: client.post(BATCHES, FOX, headers={"Idempotency-Key": KEY}))
     assert begun.wait(30)
     second = client_of(owner)
     # Whatever the payload: there is nothing yet to compare it with.
@@ -412,10 +387,10 @@ def test_a_key_is_taken_until_the_first_request_is_over(owner, monkeypatch):
         assert is_in_use(second.post(BATCHES, body, headers={"Idempotency-Key": KEY}))
     go_on.set()
     assert second.post(BATCHES, FOX, headers={"Idempotency-Key": "other"}).status_code == 202
-    thread.join(30)
+    answer = first.result(30)
     again = second.post(BATCHES, FOX, headers={"Idempotency-Key": KEY})
     assert is_replay(again)
-    assert again.json() == answers[0].json()
+    assert again.json() == answer.json()
 
 
 # --- How much work it is ------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import uuid
 import pytest
 
 from batches import curation
-from batches.models import Image, Publication, Review
+from batches.models import Image, Review
 from tests.batches.api.support import IMAGES, client_of, ids, invalid, problem
-from tests.factories import make_batch, make_generation, make_image, make_user
+from tests.factories import make_batch, make_generation, make_image, make_publication, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -37,12 +37,6 @@ def outcomes(response, action):
     for name in ("done", "unchanged", "refused"):
         assert body[name] == sum(one["outcome"] == name for one in results)
     return [one.get("code", one["outcome"]) for one in results]
-
-
-def publish(image):
-    return Publication.objects.create(
-        owner_id=image.owner_id, image=image, channel="printify", product_type="mug", title="A mug"
-    )
 
 
 # --- One image ----------------------------------------------------------------------------------
@@ -148,7 +142,7 @@ def test_a_reason_that_is_none_is_refused(act, body, field, code, api, image):
 
 def test_what_is_being_published_is_not_rejected(api, image):
     api.post(f"{IMAGES}{image.pk}/approve/")
-    publish(image)
+    make_publication(image)
     problem(api.post(f"{IMAGES}{image.pk}/reject/"), 409, "being_published")
     assert Image.objects.get(pk=image.pk).review_status == "approved"
 
@@ -220,7 +214,7 @@ def test_a_selection_is_deleted_with_its_files(
 
 def test_what_cannot_be_done_with_one_does_not_keep_it_from_the_others(api, images):
     outcomes(api.post(ACTIONS, {"action": "approve", "ids": named(images)}), "approve")
-    publish(images[1])
+    make_publication(images[1])
     for action in ("reject", "delete"):
         answer = api.post(ACTIONS, {"action": action, "ids": named(images)})
         assert outcomes(answer, action) == ["done", "being_published", "done"]
@@ -302,6 +296,7 @@ def test_what_the_gallery_finds_is_worked_on(api, owner, images):
 
 def test_a_filter_that_means_too_many_is_refused_with_their_number(api, images, monkeypatch):
     monkeypatch.setattr(curation, "SELECTION_MAX", 2)
+    monkeypatch.setattr(curation, "COUNTED_MAX", 3)
     body = {"action": "delete", "filter": {"saved": False}}
     answer = api.post(ACTIONS, body)
     [error] = answer.json()["errors"]
@@ -310,7 +305,6 @@ def test_a_filter_that_means_too_many_is_refused_with_their_number(api, images, 
         "These are 3 images; one action takes at most 2.",
     )
     assert error["allowed"] == {"max": 2, "count": 3}
-    monkeypatch.setattr(curation, "COUNTED_MAX", 3)
     make_image(make_generation(images[0].owner))
     assert "more than 3" in invalid(api.post(ACTIONS, body))["filter"][1]
     assert Image.objects.count() == 4

@@ -8,7 +8,15 @@ from rest_framework.test import APIClient
 
 from batches.models import Generation, Image, Publication
 from tests.batches.api.support import BATCHES, GENERATIONS, IMAGES, ids, invalid, problem
-from tests.factories import MODEL, make_batch, make_generation, make_image, make_user, picture
+from tests.factories import (
+    MODEL,
+    make_batch,
+    make_generation,
+    make_image,
+    make_publication,
+    make_user,
+    picture,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -204,23 +212,11 @@ def test_deleting_one_image_leaves_the_others(api, owner, image, media):
 # --- The gallery --------------------------------------------------------------------------------
 
 
-def publish(image, status="publishing", channel="printify"):
-    return Publication.objects.create(
-        owner_id=image.owner_id,
-        image=image,
-        channel=channel,
-        status=status,
-        product_type="mug",
-        title="A mug",
-        remote_url="" if status == "publishing" else "https://shop.example/mug",
-        finished_at=None if status == "publishing" else image.created_at,
-    )
-
-
 def test_an_image_tells_where_it_is_published(api, owner, image, django_assert_num_queries):
-    done = publish(image, "published", "shopify")
-    publish(image)
-    publish(make_image(make_generation(make_user())))
+    address = "https://shop.example/mug"
+    done = make_publication(image, "published", channel="shopify", remote_url=address)
+    make_publication(image)
+    make_publication(make_image(make_generation(make_user())))
     with django_assert_num_queries(2):
         body = api.get(f"{IMAGES}{image.pk}/").json()
     assert [one["channel"] for one in body["publications"]] == ["printify", "shopify"]
@@ -229,13 +225,13 @@ def test_an_image_tells_where_it_is_published(api, owner, image, django_assert_n
         "channel": "shopify",
         "status": "published",
         "product_type": "mug",
-        "url": "https://shop.example/mug",
+        "url": address,
     }
     assert api.get(IMAGES).json()["results"][0]["publications"] == body["publications"]
 
 
 def test_an_image_that_is_being_published_is_not_deleted(api, image):
-    publication = publish(image)
+    publication = make_publication(image)
     problem(api.delete(f"{IMAGES}{image.pk}/"), 409, "being_published")
     publication.status, publication.finished_at = "published", image.created_at
     publication.save()
@@ -363,6 +359,6 @@ def test_a_page_of_the_gallery_takes_as_many_queries_for_any_number_of_images(
 ):
     for count in (4, 20):
         for _ in range(count):
-            publish(make_image(make_generation(owner)), "published")
+            make_publication(make_image(make_generation(owner)), "published")
         with django_assert_num_queries(queries):
             assert api.get(IMAGES, asked).status_code == 200

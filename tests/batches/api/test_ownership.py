@@ -7,7 +7,7 @@ import uuid
 import pytest
 from django.urls import URLPattern, get_resolver
 
-from batches.models import Image, Publication, Reference
+from batches.models import Image, Reference
 from batches.schedules import create_schedule
 from batches.templates import create_template
 from tests.batches.api.support import (
@@ -21,7 +21,14 @@ from tests.batches.api.support import (
     problem,
     rows,
 )
-from tests.factories import make_batch, make_generation, make_image, make_reference, make_user
+from tests.factories import (
+    make_batch,
+    make_generation,
+    make_image,
+    make_publication,
+    make_reference,
+    make_user,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -73,9 +80,7 @@ def foreign(db):
         "schedule": create_schedule(
             owner_id=image.owner_id, name="Foxes", rule="FREQ=DAILY", body={"prompt": "a fox"}
         ).pk,
-        "publication": Publication.objects.create(
-            owner=image.owner, image=image, channel="printify", product_type="mug", title="A fox"
-        ).pk,
+        "publication": make_publication(image).pk,
     }
 
 

@@ -9,11 +9,12 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
 from batches import publications
+from batches.api.waiting import WAIT_HEADER
 from batches.models import ChannelAccount, Image, Publication, PublicationAttempt
 from generation.provider import ErrorClass, Failure
 from publishing.channel import Account
 from tests.batches.api.support import client_of, ids, invalid, problem, refused
-from tests.factories import make_batch, make_generation, make_image, make_user
+from tests.factories import approve, make_batch, make_generation, make_image, make_user
 
 pytestmark = pytest.mark.django_db
 
@@ -31,15 +32,7 @@ WANTED = {"channel": "printify", "product_type": "t-shirt", "title": "A fox"}
 
 
 def approved(owner, count=1):
-    images = [make_image(make_generation(owner)) for _ in range(count)]
-    approve(*images)
-    return images
-
-
-def approve(*images):
-    Image.objects.filter(pk__in=[image.pk for image in images]).update(
-        review_status="approved", reviewed_at=Now()
-    )
+    return approve(*[make_image(make_generation(owner)) for _ in range(count)])
 
 
 @pytest.fixture
@@ -106,7 +99,7 @@ def test_an_account_is_given_shown_replaced_and_forgotten(api):
     problem(api.delete(PRINTIFY), 404, "not_found")
 
 
-def test_credentials_are_never_shown_again(api, caplog, owner):
+def test_of_credentials_no_more_than_an_end_is_shown_again(api, caplog, owner):
     caplog.set_level(logging.DEBUG)
     answers = [
         api.put(PRINTIFY, PRINTIFY_ACCOUNT),
@@ -244,6 +237,14 @@ def test_an_approved_image_is_published(post, api, account, image, queued):
     assert (body["remote_ids"], body["remote_url"], body["attempt_count"]) == ({}, "", 0)
     assert queued() == {"generate": 1}
     assert api.get(answer["Location"]).json()["attempts"] == []
+
+
+@pytest.mark.parametrize("path", ["/api/v1/images/{}/publish/", "/api/publish/{}"])
+def test_nobody_waits_for_a_shop(path, api, account, image):
+    # What is waited for is the end of batches and generations.
+    answer = api.post(path.format(image.pk), WANTED, headers={"Prefer": "wait=9"})
+    assert answer.status_code == 202
+    assert WAIT_HEADER not in answer
 
 
 def test_a_second_time_it_answers_with_what_is_there(api, account, image):
@@ -438,7 +439,7 @@ def test_a_list_of_images_that_cannot_be_is_refused(image_ids, field, code, api,
     assert invalid(api.post(PUBLICATIONS, {**WANTED, "image_ids": image_ids}))[field][0] == code
 
 
-def test_publishing_a_hundred_takes_as_many_queries_as_publishing_two(
+def test_publishing_many_takes_as_many_queries_as_publishing_two(
     api, account, owner, django_assert_max_num_queries
 ):
     def ask(images):
@@ -514,6 +515,16 @@ def test_a_publication_shows_its_calls_and_its_error(api, account, image):
     assert call["error"] == {"code": "auth", "message": "No."}
     assert (call["step"], call["outcome"]) == ("upload", "failed")
     assert "secret words" not in answer.text
+
+
+def test_of_very_many_calls_the_last_are_shown(api, account, image):
+    publication = publish(api, image)
+    PublicationAttempt.objects.bulk_create(
+        PublicationAttempt(publication=publication, number=number, step="upload", outcome="failed")
+        for number in range(1, 203)
+    )
+    shown = api.get(f"{PUBLICATIONS}{publication.pk}/").json()["attempts"]
+    assert [one["number"] for one in shown] == list(range(103, 203))
 
 
 def test_a_publication_outlives_its_image(api, account, image):

@@ -2,14 +2,13 @@
 
 import hashlib
 import io
-import threading
+from functools import partial
 from urllib.parse import urlsplit
 
 import PIL.Image
 import pytest
 from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.db import connections
 from rest_framework.test import APIClient
 
 from batches import references
@@ -17,6 +16,7 @@ from batches.models import Discarded, Image, Reference
 from generation import images
 from tests.batches.api.support import GENERATIONS, client_of, ids, invalid, problem
 from tests.factories import make_generation, make_image, make_reference, make_user, picture
+from tests.support import at_once, in_background
 
 pytestmark = pytest.mark.django_db
 
@@ -450,29 +450,10 @@ def test_a_key_does_for_a_url_that_is_gone_by_then(api, image):
     assert again.json() == first.json()
 
 
-def at_once(count, call):
-    gate, answers = threading.Barrier(count), []
-
-    def run(number):
-        try:
-            gate.wait(30)
-            answers.append(call(number))
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(answers) == count
-    return answers
-
-
 @pytest.mark.django_db(transaction=True)
 def test_identical_uploads_at_once_make_one(owner, stored):
     clients = [client_of(owner) for _ in range(8)]
-    answers = at_once(8, lambda number: upload(clients[number], picture()))
+    answers = at_once(*(partial(upload, client, picture()) for client in clients))
     assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
     assert len({answer.json()["id"] for answer in answers}) == 1
     reference = Reference.objects.get()
@@ -519,15 +500,9 @@ def test_a_file_is_noted_before_it_is_written_and_until_its_row_is_there(owner, 
     save, seen = FileSystemStorage.save, []
 
     def watched(storage, name, file, **options):
-        def look():
-            folders = list(Discarded.objects.values_list("folder", flat=True))
-            seen.append((name.rsplit("/", 1)[0], folders))
-            connections.close_all()
-
         # As somebody else sees it: what is committed.
-        thread = threading.Thread(target=look)
-        thread.start()
-        thread.join(30)
+        noted = in_background(lambda: list(Discarded.objects.values_list("folder", flat=True)))
+        seen.append((name.rsplit("/", 1)[0], noted.result(30)))
         return save(storage, name, file, **options)
 
     monkeypatch.setattr(FileSystemStorage, "save", watched)

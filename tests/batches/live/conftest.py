@@ -14,8 +14,10 @@ from batches import wake
 from batches.live import hub as hub_module
 from batches.live.consumers import live_application
 from batches.live.hub import Hub
+from tests.batches.live.support import close_hub
 from tests.factories import make_token, make_user
 
+ME = "/ws/me/"
 PATIENCE_S = 20.0
 
 
@@ -126,10 +128,8 @@ class Live:
     def run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE_S)
 
-    def socket(self, path, headers=None, subprotocols=(), query="", **kwargs):
-        socket = Socket(
-            self.loop, self.application, path, headers or {}, subprotocols, query, **kwargs
-        )
+    def socket(self, path, headers=None, subprotocols=(), query=""):
+        socket = Socket(self.loop, self.application, path, headers or {}, subprotocols, query)
         self.sockets.append(socket)
         return socket
 
@@ -140,7 +140,7 @@ class Live:
         return self.connect(user, f"/ws/batches/{batch.pk}/", query)
 
     def me(self, user):
-        return self.connect(user, "/ws/me/")
+        return self.connect(user, ME)
 
     def await_that(self, condition):
         deadline_s = time.monotonic() + PATIENCE_S
@@ -153,7 +153,7 @@ class Live:
             socket.takes.set()
             if not socket.task.done():
                 socket.leave()
-        self.run(self.hub.close())
+        self.run(close_hub(self.hub))
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

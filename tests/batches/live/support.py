@@ -1,10 +1,14 @@
 """What happens to batches in these tests, by the functions that do it in the product."""
 
+import asyncio
 import hashlib
+import threading
 
 from django.core.files.base import ContentFile
+from django.db import connections
 
 from batches import lifecycle
+from batches.live import hub as hub_module
 from batches.models import Generation, Image
 from batches.scheduling import admit
 from generation.provider import ErrorClass, Failure
@@ -57,3 +61,21 @@ def has_ended(message):
     return message.get("status") in ("completed", "partial", "failed", "cancelled") and (
         message["type"] == "batch_progress"
     )
+
+
+async def close_hub(hub):
+    """End all that a hub does, and the connections that its threads have to the database."""
+    for task in hub._tasks:
+        task.cancel()
+    await asyncio.gather(*hub._tasks, return_exceptions=True)
+    for executor, count in ((hub._looker, 1), (hub._readers, hub_module.READERS)):
+        # Each thread closes its own, so none may take two of these calls.
+        together = threading.Barrier(count)
+        for _ in range(count):
+            executor.submit(_close_connections, together)
+        await asyncio.to_thread(executor.shutdown)
+
+
+def _close_connections(together):
+    together.wait(10)
+    connections.close_all()

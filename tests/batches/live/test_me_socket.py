@@ -48,7 +48,7 @@ def test_a_new_batch_is_told_of_and_then_what_becomes_of_it(live, owner, hints, 
     assert messages[-1]["status"] == "completed"
 
 
-def test_without_any_hint_all_of_it_comes_within_a_second_or_so(live, owner, no_hints):
+def test_without_any_hint_all_of_it_comes_by_the_next_look(live, owner, no_hints):
     socket = live.me(owner)
     socket.next()
     batch = make_batch(owner, 1)
@@ -150,5 +150,5 @@ def test_nothing_is_kept_of_who_has_left(live, owner, hints):
         socket.next()
         socket.leave()
     hub = live.hub
-    kept = [*hub._tracks, *hub._watches, *hub._clients, *hub._per_user]
+    kept = [*hub._tracks, *hub._tracks_of, *hub._watches, *hub._clients, *hub._per_user]
     assert kept == []

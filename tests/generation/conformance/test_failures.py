@@ -244,7 +244,7 @@ class TestSearch:
     def test_fails_when_nobody_is_there(
         self, harness: Harness, prompt: str, refused_url: str
     ) -> None:
-        provider = harness.provider(url=refused_url.rstrip("/"))
+        provider = harness.provider(url=refused_url)
         refused(find(provider, harness.request(prompt)), ErrorClass.PROVIDER_UNAVAILABLE)
 
     @those(lambda one: not one.can_find)

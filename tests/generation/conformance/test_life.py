@@ -87,7 +87,7 @@ class TestSubmission:
     def test_nobody_there_is_an_absent_provider(
         self, harness: Harness, prompt: str, refused_url: str
     ) -> None:
-        provider = harness.provider(url=refused_url.rstrip("/"))
+        provider = harness.provider(url=refused_url)
         away = ErrorClass.PROVIDER_UNAVAILABLE
         refused(provider.submit(harness.request(prompt)), away)
         refused(provider.fetch("an-id"), away)

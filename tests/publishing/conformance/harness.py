@@ -14,7 +14,7 @@ from PIL import Image
 from generation.http import HttpClient
 from publishing.channel import Channel, Done, Failure, Item, NotThere, Pending, Step
 from publishing.channels import make_channel
-from tests.publishing.conftest import artwork, make_item
+from tests.publishing.items import artwork, make_item
 from tests.simulator.support import PATIENCE_S, Simulator
 
 _numbers = itertools.count(1)
@@ -27,10 +27,13 @@ class Facts:
     name: str
     options: Mapping[str, Any]
     operations: Mapping[str, str]  # of the steps that create something
+    requests: Mapping[str, str]  # what is in the URL or the body of the POST of each of these
     looks: Mapping[str, str]  # what is asked to find what such a step has made
     last_look: str  # of the step that waits for the end
     tight: Mapping[str, float]  # settings of the simulator that leave no room for another call
     background: str  # the request that starts what the channel does by itself
+    tells_failure: bool  # of that, instead of asking for it once more unseen
+    counted: str  # in the books of a product: how often that was asked for
 
 
 FACTS = (
@@ -38,19 +41,25 @@ FACTS = (
         "printify",
         {},
         {"upload": "create_upload", "product": "create_product", "publish": "publish_product"},
+        {"upload": "/uploads/", "product": "/products.json", "publish": "/publish.json"},
         {"upload": "list_uploads", "product": "list_products", "publish": "get_product"},
         "get_product",
         {"requests_per_minute": 0},
         "publish_product",
+        True,
+        "publishes",
     ),
     Facts(
         "shopify",
         {"shop": "cats.myshopify.com"},
         {"product": "productSet", "publish": "publishablePublish"},
+        {"product": "productSet(", "publish": "publishablePublish("},
         {"product": "productByIdentifier", "publish": "product"},
         "product",
         {"points": 0.5, "points_per_second": 10.0},
         "productSet",
+        False,
+        "sets",
     ),
 )
 CREATING = [(facts, step) for facts in FACTS for step in facts.operations]
