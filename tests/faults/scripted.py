@@ -211,8 +211,10 @@ class ScriptedProvider:
     def _submit(self, request: SubmitRequest) -> Prediction | Failure:
         assert request.webhook_url is not None
         token = uuid.UUID(request.webhook_url.rstrip("/").rsplit("/", 1)[1])
-        # Committed before the request leaves: that is what makes a second one impossible.
-        if not Attempt.objects.filter(callback_token=token, outcome="open").exists():
+        # Committed before the request leaves: that is what makes a second one impossible. Who took
+        # over from a process that was held up may have given up, or found one that is just alike.
+        awaiting = Attempt.objects.filter(callback_token=token, outcome="open", provider_id=None)
+        if not awaiting.exists():
             assert self.may_be_late, "a submission without an attempt"
             self.late.add(token)
         plan = self.submissions.popleft() if self.submissions else Submission()
