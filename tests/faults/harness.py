@@ -84,7 +84,7 @@ class FaultStack(Stack):
         fixed = {
             "LEASE_SECONDS": str(LEASE_S),
             # The simulated shops have done at once what they are asked for.
-            "CHANNEL_SETTLE_SECONDS": "2",
+            "CHANNEL_SETTLE_SECONDS": "2" if FULL else "1",
             "RETRY_DELAYS": ",".join(map(str, RETRY_DELAYS_S)),
             "MAX_PARALLEL_PER_USER": "20",
             "MAX_PARALLEL_GLOBAL": "60",
