@@ -1,7 +1,8 @@
 """What an admission costs, by the length and the shape of the queue.
 
 `scheduling.admit` in this process fills 20 free slots from the embedded PostgreSQL; then, not on
-the clock, what it admitted goes back to the end of its users' lines. Three queues:
+the clock, what it admitted goes back to the end of its users' lines. Redis is there, since those
+who follow a batch are told that it has begun. Three queues:
 
     1,000 in line of 10 users, which is the baseline
     1,000,000 of 10,000 users
@@ -60,7 +61,7 @@ SELECT gen_random_uuid(), id, owner_id, 'replicate', now(), now() + interval '1 
 
 
 def run() -> list[Row]:
-    with data_folder() as folder, embedded.services(folder, redis=False, durable=False):
+    with data_folder() as folder, embedded.services(folder, durable=False):
         call_command("migrate", verbosity=0)
         return measure()
 

@@ -1,9 +1,13 @@
 """Every step of the work, with the process that takes it killed at each of its side effects.
 
 A scenario is a state of affairs and one step from there. The step runs once to count its side
-effects; then, for every one of them, it runs afresh and dies right before or right after it. What
-is left must come to its end by itself: every generation ended, every charge on record, nothing
-held, nothing left over.
+effects; then, for every one of them, it runs afresh and dies right before it, or after the last.
+(Right after one is right before the next: nothing has changed between them.) What is left must
+come to its end by itself: every generation ended, every charge on record, nothing held, nothing
+left over.
+
+In a whole run of the suite each step is held up while others do one of three things, in turn; with
+`PICTURE_FAULTS=full` while they do each.
 """
 
 import os
@@ -25,6 +29,7 @@ from worker import sweeper, tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+FULL = os.environ.get("PICTURE_FAULTS") == "full"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 
 
@@ -480,7 +485,7 @@ def new_world(transactional_db):
 @pytest.fixture(scope="module", autouse=True)
 def injections():
     yield _found
-    if os.environ.get("PICTURE_FAULTS"):
+    if FULL:
         print(f"\n{sum(_found.values())} processes killed or held up in {len(_found)} steps")
 
 
@@ -491,10 +496,9 @@ def test_whenever_a_process_dies_the_work_comes_to_its_end(new_world, scenario):
     assert effects.happened, "nothing to die of"
     problems, kills = [], 0
     for n in range(1, len(effects.happened) + 1):
-        for when in WHENS:
-            # Its message comes again at once, or never. Before one effect is after the last.
-            is_lost_too = scenario.delivers and when == "after"
-            for is_redelivered in (True, False) if is_lost_too else (True,):
+        for when in WHENS if n == len(effects.happened) else ("before",):
+            # Its message comes again at once, or never.
+            for is_redelivered in (True, False) if scenario.delivers else (True,):
                 where = f"{when} {n}, {effects.happened[n - 1]}"
                 where += "" if is_redelivered else ", never delivered again"
                 stage = _stage(new_world, user, scenario)
@@ -533,10 +537,16 @@ def _others_finish(stage: Stage) -> None:
 
 
 STEPS = [scenario for scenario in SCENARIOS if scenario.delivers in (GENERATE, DOWNLOAD)]
+MEANWHILE = (_others_take_over, _others_start_again, _others_finish)
+HELD_UP = [
+    pytest.param(scenario, meanwhile, id=f"{scenario.name}-{meanwhile.__name__}")
+    for number, scenario in enumerate(STEPS)
+    for turn, meanwhile in enumerate(MEANWHILE)
+    if FULL or turn == number % len(MEANWHILE)
+]
 
 
-@pytest.mark.parametrize("meanwhile", [_others_take_over, _others_start_again, _others_finish])
-@pytest.mark.parametrize("scenario", STEPS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(("scenario", "meanwhile"), HELD_UP)
 def test_whenever_a_process_is_held_up_and_goes_on_it_harms_nothing(new_world, scenario, meanwhile):
     user = make_user()
     effects = _take(_stage(new_world, user, scenario), scenario, count_effects())
@@ -546,7 +556,6 @@ def test_whenever_a_process_is_held_up_and_goes_on_it_harms_nothing(new_world, s
         stage.world.provider.may_be_late = True
         acts = partial(meanwhile, stage)
         try:
-            # Right after one effect is right before the next: nothing has changed between them.
             watch = _take(stage, scenario, stall_at(n, "before", acts), is_redelivered=False)
             stalls += watch.has_stalled
             _recover(stage, scenario)

@@ -37,7 +37,7 @@ from tests.faults.scripted import Submission, Work, World, request, worlds
 from worker import tasks
 
 FULL = os.environ.get("PICTURE_FAULTS") == "full"
-TIMES = 1_000 if FULL else 25
+TIMES = 1_000 if FULL else 10
 WAIT_MAX_S = 0.004
 # Each race begins with empty tables; what they hold afterwards is driven to its end this often.
 SETTLED_EVERY = 5

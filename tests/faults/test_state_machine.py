@@ -59,7 +59,7 @@ from worker import tasks
 
 FULL = os.environ.get("PICTURE_FAULTS") == "full"
 PARTS = 4 if FULL else 2
-EXAMPLES, STEPS = (500, 50) if FULL else (30, 30)
+EXAMPLES, STEPS = (500, 50) if FULL else (20, 30)
 ROUND = 30
 SEED = int(os.environ.get("PICTURE_FAULTS_SEED", "0"))
 USERS = 3
