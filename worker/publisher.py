@@ -324,9 +324,7 @@ def _put_off(task: Task, work: Work, seconds: float, *, counts: bool = False) ->
 
 def _send(task: Task, args: tuple[str, int], countdown_s: float) -> None:
     try:
-        task.apply_async(
-            args=args, countdown=countdown_s, expires=sweeper.PUBLISH_KEPT_S, retry=False
-        )
+        task.apply_async(args=args, countdown=countdown_s, expires=wake.EXPIRES_S, retry=False)
     except wake.BROKER_AWAY as error:
         logger.warning("broker unavailable, the sweep will go on with it: %s", error)
 

@@ -43,9 +43,6 @@ LIMIT = 200
 DESCRIBE_LIMIT = 2_000
 # More than the workers have room for in a while.
 PUBLISH_LIMIT = 50
-# While no worker is there, each publication has a new message again and again: only the last of
-# them are of use.
-PUBLISH_KEPT_S = 900
 # Folders at a time: a storage may be slow.
 CLEAN_LIMIT = 20
 # A generation that so many deliveries have died of is given up.
@@ -187,7 +184,7 @@ def publish_due(limit: int = PUBLISH_LIMIT) -> None:
                 current_app.send_task(
                     "publish.deliver",
                     args=(str(one.publication_id), one.turn),
-                    expires=PUBLISH_KEPT_S,
+                    expires=wake.EXPIRES_S,
                     retry=False,
                     ignore_result=True,
                 )

@@ -55,6 +55,13 @@ def looks(monkeypatch):
     looks.go_on()
 
 
+def told_next_of_what_is_new(socket, user):
+    """Whether the next that a client hears is of what ends now, and of nothing before."""
+    new = make_generation(user)
+    lifecycle.cancel_generation(generation=new)
+    return socket.next()["generation_id"] == str(new.pk)
+
+
 def test_who_comes_during_a_look_for_others_is_told_nothing_old(live, owner, looks):
     other = make_user()
     lifecycle.cancel_generation(generation=make_generation(other))
@@ -64,9 +71,7 @@ def test_who_comes_during_a_look_for_others_is_told_nothing_old(live, owner, loo
     assert socket.next()["type"] == "snapshot"
     looks.go_on()
     looks.await_two()
-    new = make_generation(other)
-    lifecycle.cancel_generation(generation=new)
-    assert socket.next()["generation_id"] == str(new.pk)
+    assert told_next_of_what_is_new(socket, other)
 
 
 def test_nor_of_a_batch_that_he_has_followed_to_its_end(live, owner, looks):
@@ -99,9 +104,7 @@ def test_who_comes_back_during_a_look_is_told_nothing_old(live, owner, looks):
     assert socket.next()["type"] == "snapshot"
     looks.go_on()
     looks.await_two()
-    new = make_generation(other)
-    lifecycle.cancel_generation(generation=new)
-    assert socket.next()["generation_id"] == str(new.pk)
+    assert told_next_of_what_is_new(socket, other)
 
 
 @pytest.mark.parametrize("read", ["read_overview", "read_first"])
