@@ -132,9 +132,8 @@ class _New(NamedTuple):
 def look_up(owner_id: int, wanted: Iterable[Wanted]) -> LookedUp:
     """Find what a user has of these pictures: at most two queries, for any number of them."""
     asked = list(dict.fromkeys(wanted))
-    references = Reference.objects.owned_by(owner_id)
-    known = _by_source("id", asked, references)
-    images = _by_source("image_id", asked, Image.objects.owned_by(owner_id))
+    known = _by_source("id", asked, owner_id, Reference.objects.owned_by)
+    images = _by_source("image_id", asked, owner_id, Image.objects.owned_by)
     refusals: Refusals = {}
     for one in asked:
         if isinstance(one, Source) and one.kind == "id" and one not in known:
@@ -152,12 +151,16 @@ def look_up(owner_id: int, wanted: Iterable[Wanted]) -> LookedUp:
     return LookedUp(owner_id, known, images, fetched, refusals)
 
 
-def _by_source(kind: Kind, asked: Iterable[Wanted], rows: QuerySet[Row]) -> dict[Wanted, Row]:
-    """Those of the rows that are asked for by their ids."""
+def _by_source(
+    kind: Kind, asked: Iterable[Wanted], owner_id: int, rows_of: Callable[[int], QuerySet[Row]]
+) -> dict[Wanted, Row]:
+    """Those of a user's rows that are asked for by their ids."""
     ids = {
         one: uuid.UUID(one.value) for one in asked if isinstance(one, Source) and one.kind == kind
     }
-    found = rows.in_bulk(set(ids.values()))  # takes no query for none
+    if not ids:
+        return {}
+    found = rows_of(owner_id).in_bulk(set(ids.values()))
     return {one: found[pk] for one, pk in ids.items() if pk in found}
 
 

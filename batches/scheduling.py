@@ -21,7 +21,7 @@ from django.conf import settings
 from django.db import connection, models, transaction
 from django.db.models import Q
 
-from batches import lifecycle
+from batches import database, lifecycle
 from batches.models import (
     Generation,
     GenerationStatus,
@@ -327,14 +327,16 @@ def _lease(picks: Sequence[_Pick], now: datetime) -> list[Member]:
     # Short until its message has been taken up: a message that was never sent, because we died
     # or the broker did, is missed soon.
     expires_at = now + timedelta(seconds=min(settings.LEASE_SECONDS, PUBLISHED_WITHIN_S))
-    leases = Lease.objects.bulk_create(
-        Lease(
-            generation_id=pick.generation_id,
-            owner_id=pick.owner_id,
-            pool_id=pick.provider,
-            expires_at=expires_at,
-        )
-        for pick in picks
+    leases = database.insert(
+        [
+            Lease(
+                generation_id=pick.generation_id,
+                owner_id=pick.owner_id,
+                pool_id=pick.provider,
+                expires_at=expires_at,
+            )
+            for pick in picks
+        ]
     )
     lifecycle.start_generations(
         generation_ids=[pick.generation_id for pick in picks],

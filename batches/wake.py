@@ -7,7 +7,7 @@ broker that is away delays work and never fails the call that made it.
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -27,7 +27,7 @@ FOLLOW = "work.follow"
 PUBLISH = "publish.dispatch"
 NAMES = (DISPATCH, FOLLOW, PUBLISH)
 
-# Where it is told that a batch, or a generation without one, has a new version.
+# Where it is told which batches, or generations without one, have a new version.
 NEWS = "picture:news"
 BROKER_AWAY = (RedisError, OperationalError)
 _PENDING_KEY = "picture:dispatch"
@@ -94,9 +94,13 @@ def _publish_now() -> None:
         _send(PUBLISH)
 
 
-def tell(owner_id: int, subject: uuid.UUID) -> None:
-    """Have those who follow a batch, or a single generation, told once this is committed."""
-    transaction.on_commit(partial(_tell_now, f"{owner_id} {subject}"))
+def tell(news: Iterable[tuple[int, uuid.UUID]]) -> None:
+    """Have those who follow batches, or single generations, told once this is committed.
+
+    By owner and id; as one message, a line each.
+    """
+    if message := "\n".join(f"{owner_id} {subject}" for owner_id, subject in news):
+        transaction.on_commit(partial(_tell_now, message))
 
 
 def _tell_now(message: str) -> None:

@@ -30,7 +30,7 @@ from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.pagination import RecentFirst
 from batches.api.parameters import PAGES, takes
-from batches.api.serializers import ImageSerializer, ProblemSerializer
+from batches.api.serializers import ImageSerializer, ProblemSerializer, RowSerializer
 from batches.api.views import (
     CONFLICT,
     KEY_IN_USE,
@@ -211,7 +211,7 @@ class OutcomesSerializer(serializers.Serializer):
     results = OutcomeSerializer(many=True)
 
 
-class ReviewSerializer(serializers.ModelSerializer):
+class ReviewSerializer(RowSerializer):
     """One change of an image's review status."""
 
     status = serializers.ChoiceField(ReviewStatus.choices, read_only=True)

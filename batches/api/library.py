@@ -25,7 +25,12 @@ from batches.api.dry_run import with_dry_run
 from batches.api.files import base_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
-from batches.api.serializers import BatchSerializer, ProblemFieldSerializer, ProblemSerializer
+from batches.api.serializers import (
+    BatchSerializer,
+    ProblemFieldSerializer,
+    ProblemSerializer,
+    RowSerializer,
+)
 from batches.api.views import (
     CONFLICT,
     WORK_PARAMETERS,
@@ -78,7 +83,7 @@ class TextsField(serializers.JSONField):
 # --- Templates ----------------------------------------------------------------------------------
 
 
-class TemplateSerializer(serializers.ModelSerializer):
+class TemplateSerializer(RowSerializer):
     """A batch to be made again and again."""
 
     batch = BodyField(source="body", read_only=True)
@@ -219,7 +224,7 @@ class TemplateView(mixins.ListModelMixin, mixins.RetrieveModelMixin, WorkView, G
 # --- Schedules ----------------------------------------------------------------------------------
 
 
-class ScheduleSerializer(serializers.ModelSerializer):
+class ScheduleSerializer(RowSerializer):
     """When which batch is made: one of a template, or of a body of its own."""
 
     template_id = serializers.UUIDField(allow_null=True, read_only=True)
@@ -256,7 +261,7 @@ class RunErrorSerializer(serializers.Serializer):
     errors = ProblemFieldSerializer(many=True)  # type: ignore[assignment]
 
 
-class ScheduleRunSerializer(serializers.ModelSerializer):
+class ScheduleRunSerializer(RowSerializer):
     """A due time of a schedule, and what became of it."""
 
     status = serializers.ChoiceField(

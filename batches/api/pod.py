@@ -30,7 +30,7 @@ from batches.api.dry_run import with_dry_run
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.publishing import publish, status_of
-from batches.api.serializers import ItemSerializer
+from batches.api.serializers import ItemSerializer, RowSerializer
 from batches.api.views import (
     CONFLICT,
     KEY_IN_USE,
@@ -85,7 +85,7 @@ NAMES = {
 }
 
 
-class PrintImageSerializer(serializers.ModelSerializer):
+class PrintImageSerializer(RowSerializer):
     """URLs are signed and expire; ask again for fresh ones."""
 
     url = serializers.SerializerMethodField()

@@ -38,6 +38,7 @@ from batches.api.idempotency import idempotent
 from batches.api.serializers import (
     ErrorSerializer,
     ProblemSerializer,
+    RowSerializer,
     TransitionProblemSerializer,
 )
 from batches.api.views import (
@@ -102,7 +103,7 @@ class ProductTypeSerializer(serializers.Serializer):
     price_usd = serializers.CharField(help_text="Decimal; where a request names no price.")
 
 
-class AccountShownSerializer(serializers.ModelSerializer):
+class AccountShownSerializer(RowSerializer):
     """An account at a channel, without its credentials."""
 
     options = serializers.DictField(read_only=True)
@@ -164,7 +165,7 @@ class CheckSerializer(serializers.Serializer):
     shops = ShopSerializer(many=True)
 
 
-class PublicationSerializer(serializers.ModelSerializer):
+class PublicationSerializer(RowSerializer):
     """An image as a product of a channel. URLs of ours are signed and expire."""
 
     image_id = serializers.UUIDField(allow_null=True, read_only=True, help_text="Null: deleted.")
@@ -221,7 +222,7 @@ class PublicationSerializer(serializers.ModelSerializer):
         return serializers.DateTimeField().to_representation(publication.due_at)
 
 
-class CallSerializer(serializers.ModelSerializer):
+class CallSerializer(RowSerializer):
     """One call that changes something at the channel."""
 
     outcome = serializers.ChoiceField(CallOutcome.choices, read_only=True)

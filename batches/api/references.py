@@ -26,7 +26,7 @@ from batches.api.files import base_url
 from batches.api.idempotency import HEADERS as IDEMPOTENCY_HEADERS
 from batches.api.idempotency import idempotent
 from batches.api.parsers import BoundedJSONParser
-from batches.api.serializers import ProblemSerializer
+from batches.api.serializers import ProblemSerializer, RowSerializer
 from batches.api.uploads import UploadParser
 from batches.api.views import CONFLICT, KEY_IN_USE, CreatedFilter, OwnedView, data_of
 from batches.forms import ReferenceNameSerializer, StrictSerializer
@@ -37,7 +37,7 @@ from batches.references import Collected, Upload, Wanted
 from batches.signing import signed_url
 
 
-class ReferenceSerializer(serializers.ModelSerializer):
+class ReferenceSerializer(RowSerializer):
     """A picture that others can be made from. URLs are signed and expire."""
 
     url = serializers.SerializerMethodField()

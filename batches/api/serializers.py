@@ -1,6 +1,8 @@
 """The API's shapes: what is given."""
 
+import copy
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -22,6 +24,18 @@ from batches.models import (
 from batches.signing import signed_url
 
 ETA_REASONS = {"type": ["string", "null"], "enum": [*(str(one) for one in NoEta), None]}
+
+
+class RowSerializer(serializers.ModelSerializer):
+    """Reads its fields off the model once, not again for each answer."""
+
+    def get_fields(self) -> dict[str, serializers.Field]:
+        return copy.deepcopy(_fields_of(type(self)))
+
+
+@cache
+def _fields_of(form_class: type[RowSerializer]) -> dict[str, serializers.Field]:
+    return serializers.ModelSerializer.get_fields(form_class())
 
 
 class ErrorSerializer(serializers.Serializer):
@@ -51,7 +65,7 @@ class ItemReferenceSerializer(serializers.Serializer):
     thumbnail_url = serializers.URLField()
 
 
-class ItemSerializer(serializers.ModelSerializer):
+class ItemSerializer(RowSerializer):
     """One generation of a batch, in the batch's order."""
 
     status = serializers.ChoiceField(GenerationStatus.choices, read_only=True)
@@ -166,7 +180,7 @@ class GenerationSerializer(ItemSerializer):
         return round((generation.finished_at - generation.started_at).total_seconds(), 3)
 
 
-class BatchSerializer(serializers.ModelSerializer):
+class BatchSerializer(RowSerializer):
     """A batch with its generations, in order."""
 
     status = serializers.ChoiceField(BatchStatus.choices, read_only=True)
@@ -230,7 +244,7 @@ class ImagePublicationSerializer(serializers.Serializer):
     url = serializers.CharField(help_text="The product's; empty until there is one.")
 
 
-class ImageSerializer(serializers.ModelSerializer):
+class ImageSerializer(RowSerializer):
     """An image with how it was made, what its owner thinks of it, and where it is published."""
 
     url = serializers.SerializerMethodField()

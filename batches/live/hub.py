@@ -441,7 +441,8 @@ class Hub:
                         if message is not None:
                             is_away = is_awaited = False
                             if message["type"] == "message":
-                                self._hear(message["data"])
+                                for told in message["data"].splitlines():
+                                    self._hear(told)
                         elif is_awaited:
                             raise RedisError(f"no answer in {SILENCE_S:.0f} s")
                         else:

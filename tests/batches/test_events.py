@@ -107,6 +107,22 @@ def test_followers_are_told_after_the_commit_and_not_before(
 
 
 @pytest.mark.django_db
+def test_of_all_that_an_admission_begins_followers_are_told_at_once(
+    told, django_capture_on_commit_callbacks
+):
+    owner = make_user()
+    batches = [make_batch(one, size=2) for one in (owner, owner, make_user())]
+    with django_capture_on_commit_callbacks(execute=True):
+        admit()
+    (message,) = told
+    assert sorted(message.splitlines()) == sorted(f"{one.owner_id} {one.pk}" for one in batches)
+    assert [log(one)[1:] for one in batches] == [[(2, "batch_progress", "processing")]] * 3
+    with django_capture_on_commit_callbacks(execute=True):
+        admit()
+    assert told == [message]
+
+
+@pytest.mark.django_db
 def test_a_transition_that_is_undone_is_neither_logged_nor_told(
     told, django_capture_on_commit_callbacks, monkeypatch
 ):

@@ -9,6 +9,7 @@ from django.test.utils import CaptureQueriesContext
 from batches import lifecycle, wake
 from batches.live import hub as hub_module
 from batches.models import Batch, Event
+from batches.scheduling import admit
 from tests.batches.live.support import complete, fail, has_ended, kinds, start
 from tests.factories import make_batch, make_user
 
@@ -101,6 +102,16 @@ def test_an_event_comes_as_soon_as_its_hint(live, owner, hints, seldom):
     lifecycle.pause_batch(batch=batch)
     assert socket.next()["status"] == "paused"
     assert time.monotonic() - began_s < 5
+
+
+def test_batches_that_begin_together_are_each_told_of_by_one_hint(live, owner, hints, seldom):
+    batches = [make_batch(one, 1) for one in (owner, owner, make_user())]
+    sockets = [live.batch(one.owner, one) for one in batches]
+    for socket in sockets:
+        assert socket.next()["status"] == "pending"
+    hints()
+    admit()
+    assert [socket.next()["status"] for socket in sockets] == ["processing"] * 3
 
 
 def test_without_any_hint_it_comes_within_a_second_or_so(live, owner, no_hints):

@@ -1,0 +1,105 @@
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from django.db import DataError, IntegrityError
+from django.db.models.functions import Now
+from django.forms.models import model_to_dict
+
+from batches import database
+from batches.models import Batch, Event, EventKind, Generation
+from tests.factories import make_batch, make_user
+
+SAYINGS = 'sagt: "50 %s" \\ \n\t ü 東京 🦊 ;--'
+
+
+def a_batch(owner, **overrides):
+    fields = {
+        "name": SAYINGS,
+        "settings": {"a": None, "b": [1, 0.1, 2**60, True, SAYINGS], "%(c)s": {}},
+        "tags": ["one", 'with "quotes", {braces} and a comma', "NULL"],
+        "total_count": 2,
+        "cost_usd": Decimal("123456.000001"),
+        "start_at": datetime(2031, 5, 6, 7, 8, 9, 123456, tzinfo=UTC),
+    }
+    return Batch(owner=owner, **{**fields, **overrides})
+
+
+@pytest.mark.django_db
+def test_stores_what_the_orm_stores():
+    owner = make_user()
+    ours, plain = a_batch(owner), a_batch(owner)
+    assert database.insert([ours]) == [ours]
+    Batch.objects.bulk_create([plain])
+    kept, expected = Batch.objects.get(pk=ours.pk), Batch.objects.get(pk=plain.pk)
+    assert model_to_dict(kept) == model_to_dict(expected)
+    assert model_to_dict(kept) == model_to_dict(ours)
+    assert kept.created_at == ours.created_at
+
+
+@pytest.mark.django_db
+def test_sets_what_the_database_fills_in_on_each_row():
+    owner, batch = make_user(), make_batch()
+    rows = [
+        Event(
+            owner=owner,
+            batch_id=batch.pk,
+            kind=EventKind.BATCH_PROGRESS,
+            status=str(version),
+            version=version,
+        )
+        for version in (9, 7, 8)
+    ]
+    database.insert(rows)
+    for row in rows:
+        kept = Event.objects.get(pk=row.pk)
+        assert (kept.version, kept.created_at) == (row.version, row.created_at)
+
+
+@pytest.mark.django_db
+def test_rows_may_be_changed_and_saved_afterwards():
+    batch = a_batch(make_user())
+    database.insert([batch])
+    batch.name = "another"
+    batch.save()
+    assert Batch.objects.get().name == "another"
+
+
+@pytest.mark.django_db
+def test_takes_one_statement_for_any_number(django_assert_num_queries):
+    batch = make_batch(size=1)
+    (first,) = batch.generations.all()
+    with django_assert_num_queries(1):
+        database.insert(
+            [
+                Generation(owner_id=batch.owner_id, batch=batch, index=index, provider="replicate")
+                for index in range(1, 40)
+            ]
+        )
+    with django_assert_num_queries(0):
+        assert database.insert([]) == []
+    assert list(batch.generations.order_by("index").values_list("index", flat=True)) == [*range(40)]
+    assert first.created_at
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        ({"name": "x" * 201}, DataError),
+        ({"total_count": None}, IntegrityError),
+        ({"owner_id": 2**31 - 1}, IntegrityError),
+        ({"settings": {"a": math.nan}}, DataError),
+        ({"name": Now()}, TypeError),
+    ],
+)
+@pytest.mark.django_db(transaction=True)
+def test_what_does_not_fit_is_an_error_and_nothing_is_stored(overrides, error):
+    owner = make_user()
+    with pytest.raises(error):
+        database.insert([a_batch(owner), Batch(**{**vars_of(a_batch(owner)), **overrides})])
+    assert not Batch.objects.exists()
+
+
+def vars_of(row):
+    return {field.attname: getattr(row, field.attname) for field in row._meta.concrete_fields}
