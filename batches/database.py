@@ -1,14 +1,18 @@
 """PostgreSQL, beyond what Django does: how it says that it is away, and storing many rows."""
 
+import itertools
 import json
+import re
 import uuid
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from django.db import InterfaceError, OperationalError, connection, models
+from django.db.backends.utils import CursorWrapper
 from django.db.models import NOT_PROVIDED, AutoField
 
 # What Django raises when the database is away, also when a connection that was in use is ended.
@@ -49,6 +53,38 @@ def _as_text(value: Any) -> str:
     if isinstance(value, uuid.UUID | Decimal | datetime):
         return str(value)
     raise TypeError(f"{value!r} is not a value")
+
+
+def execute(cursor: CursorWrapper, sql: str, values: Sequence[Any]) -> None:
+    """As `cursor.execute`, of a statement that the connection plans once and not each time.
+
+    For the few that every image takes: they are long, and planning one costs more than what it
+    does. What type a value has must follow from where it stands.
+    """
+    name = _prepared(sql)
+    cursor.execute(f"EXECUTE {name}({', '.join(['%s'] * len(values))})", values)
+
+
+def _prepared(sql: str) -> str:
+    """The name of a statement that the connection knows from now on."""
+    # Not undone with the transaction. By the driver: it is no query of whoever comes first.
+    known = _known.setdefault(connection.connection, {})
+    if sql not in known:
+        name = f"picture_{len(known)}"
+        with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+            cursor.execute(f"PREPARE {name} AS {_numbered(sql)}")
+        known[sql] = name
+    return known[sql]
+
+
+_known: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+
+
+@cache
+def _numbered(sql: str) -> str:
+    """With `$1` for the first `%s`, and so on."""
+    numbers = itertools.count(1)
+    return re.sub("%s", lambda _: f"${next(numbers)}", sql)
 
 
 @cache

@@ -263,7 +263,8 @@ def _move(
     if attempt_count is not None:
         conditions += " AND attempt_count = %s"
     with connection.cursor() as cursor:
-        cursor.execute(
+        database.execute(
+            cursor,
             f"""
             WITH chosen AS (
                 SELECT id, status, status = 'queued' AND not_before IS NULL AS was_in_line
@@ -415,12 +416,13 @@ def begin_attempt(*, generation: Generation) -> Attempt | None:
     """
     token = uuid.uuid4()
     with connection.cursor() as cursor:
-        cursor.execute(
+        database.execute(
+            cursor,
             """
             INSERT INTO batches_attempt
                 (generation_id, number, provider, model, callback_token, outcome, outputs,
                  error_class, error_message, provider_code, cost_usd, created_at)
-            SELECT id, attempt_count, provider, model, %s, %s, '[]', '', '', '', 0,
+            SELECT id, attempt_count, provider, model, %s::uuid, %s, '[]', '', '', '', 0,
                    statement_timestamp()
             FROM (
                 SELECT id, attempt_count, provider, model FROM batches_generation

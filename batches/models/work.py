@@ -18,6 +18,7 @@ from django.db.models import F, Q
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce, JSONObject, Now
 
+from batches import database
 from generation.provider import ErrorClass
 
 
@@ -384,7 +385,8 @@ class GenerationQuerySet(models.QuerySet["Generation"]):
         """
         taken_at_s = time.monotonic()
         with connection.cursor() as cursor:
-            cursor.execute(
+            database.execute(
+                cursor,
                 """
                 WITH claimed AS (
                     UPDATE batches_lease

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
-from django.db import DataError, IntegrityError
+from django.db import DataError, IntegrityError, ProgrammingError, connection
 from django.db.models.functions import Now
 from django.forms.models import model_to_dict
 
@@ -103,3 +103,48 @@ def test_what_does_not_fit_is_an_error_and_nothing_is_stored(overrides, error):
 
 def vars_of(row):
     return {field.attname: getattr(row, field.attname) for field in row._meta.concrete_fields}
+
+
+@pytest.mark.django_db
+def test_a_statement_is_planned_once_for_a_connection():
+    sql = "SELECT id FROM batches_batch WHERE status = %s AND id = ANY(%s) AND priority + %s = 4"
+    one, other = make_batch(), make_batch()
+
+    def found(*batches, by=1):
+        with connection.cursor() as cursor:
+            database.execute(cursor, sql, ["pending", [batch.pk for batch in batches], by])
+            return {pk for (pk,) in cursor.fetchall()}
+
+    assert found(one, other) == {one.pk, other.pk}
+    assert found(other) == {other.pk}
+    assert found() == found(one, by=2) == set()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT generic_plans + custom_plans FROM pg_prepared_statements "
+            "WHERE statement LIKE '%%priority + $3 = 4'"
+        )
+        assert cursor.fetchall() == [(4,)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_was_lost_is_told_anew():
+    sql = "SELECT count(*) FROM batches_batch WHERE priority = %s"
+    for _ in range(2):
+        with connection.cursor() as cursor:
+            database.execute(cursor, sql, [3])
+            assert cursor.fetchone() == (0,)
+        connection.close()
+
+
+@pytest.mark.django_db
+def test_it_counts_as_one_query_from_the_first_time_on(django_assert_num_queries):
+    for _ in range(2):
+        with django_assert_num_queries(1), connection.cursor() as cursor:
+            database.execute(cursor, "SELECT 1 + %s", [2])
+            assert cursor.fetchone() == (3,)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_statement_that_cannot_be_planned_is_the_databases_error():
+    with pytest.raises(ProgrammingError), connection.cursor() as cursor:
+        database.execute(cursor, "SELECT nothing FROM nowhere WHERE one = %s", [1])
