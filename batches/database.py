@@ -41,7 +41,7 @@ def insert(rows: Sequence[Row]) -> Sequence[Row]:
             for row in rows
         ]
         with connection.cursor() as cursor:
-            cursor.execute(sql, [json.dumps(document, default=_as_text)])
+            execute(cursor, sql, [json.dumps(document, default=_as_text)])
             for row, values in zip(rows, cursor.fetchall(), strict=True):
                 row.__dict__.update(zip(filled, values, strict=True))
                 row._state.adding, row._state.db = False, connection.alias

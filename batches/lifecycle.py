@@ -316,7 +316,9 @@ def _change_batches(batches: Q, *, ids: Collection[uuid.UUID], **fields: Any) ->
 def _tell_batches(ids: Collection[uuid.UUID]) -> None:
     """Log how these batches stand, unless that has been; in the transaction that made it so."""
     with connection.cursor() as cursor:
-        cursor.execute(_LOG_BATCHES.format("batches_batch WHERE id = ANY(%s)"), [list(ids)])
+        database.execute(
+            cursor, _LOG_BATCHES.format("batches_batch WHERE id = ANY(%s)"), [list(ids)]
+        )
         wake.tell(cursor.fetchall())
 
 
@@ -393,7 +395,8 @@ def start_generations(
 def _begin_batches(ids: Collection[uuid.UUID]) -> None:
     """As `_move_batches`, in one statement: an admission may begin as many as it has slots."""
     with connection.cursor() as cursor:
-        cursor.execute(
+        database.execute(
+            cursor,
             f"""
             WITH begun AS (
                 UPDATE batches_batch

@@ -287,7 +287,8 @@ def _pick(
 def _charge_lanes(picks: Sequence[_Pick]) -> None:
     counts = Counter(pick.owner_id for pick in picks)
     with connection.cursor() as cursor:
-        cursor.execute(
+        database.execute(
+            cursor,
             """
             UPDATE batches_lane lane
             SET running = running + given.slots, queued = queued - given.slots,
