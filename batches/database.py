@@ -70,7 +70,7 @@ def _prepared(sql: str) -> str:
     # Not undone with the transaction. By the driver: it is no query of whoever comes first.
     known = _known.setdefault(connection.connection, {})
     if sql not in known:
-        name = f"picture_{len(known)}"
+        name = f"picture_{next(_numbers)}"
         with connection.wrap_database_errors, connection.connection.cursor() as cursor:
             cursor.execute(f"PREPARE {name} AS {_numbered(sql)}")
         known[sql] = name
@@ -78,6 +78,7 @@ def _prepared(sql: str) -> str:
 
 
 _known: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+_numbers = itertools.count(1)  # never twice, also if it cannot be told whether one was taken
 
 
 @cache
