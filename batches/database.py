@@ -58,8 +58,9 @@ def _as_text(value: Any) -> str:
 def execute(cursor: CursorWrapper, sql: str, values: Sequence[Any]) -> None:
     """As `cursor.execute`, of a statement that the connection plans once and not each time.
 
-    For the few that every image takes: they are long, and planning one costs more than what it
-    does. What type a value has must follow from where it stands.
+    For the few that all work takes: they are long, and planning one costs more than what it does.
+    Each is kept, so the text may not vary with what is asked. What type a value has must follow
+    from where it stands.
     """
     name = _prepared(sql)
     cursor.execute(f"EXECUTE {name}({', '.join(['%s'] * len(values))})", values)
